@@ -1,0 +1,97 @@
+"""From chat messages to tokens and segments, through the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from deltamem.errors import DeltaMemError
+
+Message = dict[str, str]
+# A sentence ends at . ! ? … (and closing quotes or brackets) before white space, or at a blank line.
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n\s*\n")
+
+
+class EncodedMessages(NamedTuple):
+    """Token ids, and for each token the segment it belongs to (-1: none)."""
+
+    input_ids: list[int]
+    segment_ids: list[int]
+
+
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    segment: Literal["message", "sentence"] = "message",
+) -> EncodedMessages:
+    """Render messages through the chat template and number their segments.
+
+    A segment is the content of one message that isn't the system's (or one sentence of it). The system message,
+    the template's own tokens around a message and the generation prompt belong to none (-1).
+
+    Raises:
+        DeltaMemError: the tokenizer has no chat template, or its template changes or reorders the messages' text.
+    """
+    if tokenizer.chat_template is None:
+        raise DeltaMemError("this tokenizer has no chat template; encode the text yourself and pass segment_ids")
+    text = _render(tokenizer, messages, add_generation_prompt)
+    spans = _segment_spans(text, messages, segment)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    segment_ids, current = [], 0
+    for start, end in encoded["offset_mapping"]:
+        while current < len(spans) and spans[current][1] <= start:
+            current += 1
+        inside = current < len(spans) and spans[current][0] < end and start < spans[current][1]
+        segment_ids.append(current if inside else -1)
+    return EncodedMessages(encoded["input_ids"], segment_ids)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        return tokenizer.apply_chat_template(list(messages), **options)
+    except TemplateError:
+        # some templates insist on alternating roles; neighbours of one role then share one turn
+        try:
+            return tokenizer.apply_chat_template(_merge_neighbours(messages), **options)
+        except TemplateError as error:
+            raise DeltaMemError(f"the chat template refuses these messages: {error}") from error
+
+
+def _merge_neighbours(messages: Sequence[Message]) -> list[Message]:
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1]["role"] == message["role"]:
+            content = merged[-1]["content"].strip() + "\n\n" + message["content"].strip()
+            merged[-1] = {"role": message["role"], "content": content}
+        else:
+            merged.append(dict(message))
+    return merged
+
+
+def _segment_spans(text: str, messages: Sequence[Message], segment: str) -> list[tuple[int, int]]:
+    """[start, end) in the rendered text of every segment, in order."""
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for number, message in enumerate(messages):
+        content = message["content"].strip()
+        start = text.find(content, position)
+        if start < 0:
+            raise DeltaMemError(
+                f"the chat template changed the text of message {number} ({message['role']}), so its segment can't be "
+                "found; encode the text yourself and pass segment_ids"
+            )
+        position = start + len(content)
+        if message["role"] == "system" or not content:
+            continue
+        if segment == "message":
+            spans.append((start, position))
+        else:
+            cuts = [start, *(start + match.end() for match in _SENTENCE_END.finditer(content)), position]
+            spans += [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    return spans

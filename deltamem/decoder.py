@@ -1,0 +1,114 @@
+"""Where a Hugging Face decoder keeps what the memory needs: its layers, their attention, its projections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from deltamem.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A (slice of a) linear layer whose output is steered: rows start:stop of module.weight."""
+
+    module: nn.Module
+    start: int
+    stop: int
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in], the slice of the backbone's weight."""
+        return self.module.weight[self.start : self.stop]
+
+    @property
+    def whole(self) -> bool:
+        return self.start == 0 and self.stop == self.module.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """One attention layer of the backbone; the names are those of Hugging Face's decoders."""
+
+    module: nn.Module
+    attention: nn.Module
+    input_norm: nn.Module
+    projections: dict[str, Projection]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The backbone's trunk (embeddings, layers, final norm; no head) and its layers."""
+
+    trunk: nn.Module
+    layers: list[DecoderLayer]
+    hidden_size: int
+
+
+def find_decoder(model: nn.Module) -> Decoder:
+    """Find the attention layers of a causal language model.
+
+    Raises:
+        UnsupportedModelError: something is missing; the message says what and where.
+    """
+    name = type(model).__name__
+    if not callable(getattr(model, "get_decoder", None)):
+        raise UnsupportedModelError(
+            f"{name} has no get_decoder(): δ-mem needs a Hugging Face decoder-only language model "
+            "(AutoModelForCausalLM)"
+        )
+    trunk = model.get_decoder()
+    blocks = getattr(trunk, "layers", None)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise UnsupportedModelError(f"{name}: {type(trunk).__name__} has no list of decoder layers named 'layers'")
+    layers = [_find_layer(block, f"{name}.layers[{i}]") for i, block in enumerate(blocks)]
+    hidden = model.config.get_text_config(decoder=True).hidden_size
+    return Decoder(trunk, layers, hidden)
+
+
+def _find_layer(block: nn.Module, where: str) -> DecoderLayer:
+    attention = _need(block, where, "attention", "self_attn")
+    where_attention = f"{where}.self_attn"
+    output = _need(attention, where_attention, "output projection", "o_proj", "dense")
+    packed = getattr(attention, "qkv_proj", None)
+    if packed is not None:
+        projections = _split_packed(packed, attention, where_attention)
+    else:
+        projections = {
+            head: _whole(_need(attention, where_attention, f"{head} projection", f"{head}_proj")) for head in "qkv"
+        }
+    projections["o"] = _whole(output)
+    return DecoderLayer(block, attention, _need(block, where, "norm before attention", "input_layernorm"), projections)
+
+
+def _need(module: nn.Module, where: str, what: str, *names: str) -> nn.Module:
+    for name in names:
+        found = getattr(module, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    raise UnsupportedModelError(
+        f"{where} ({type(module).__name__}) has no {what} (looked for {', '.join(names)}); "
+        "this backbone's attention layers are not supported"
+    )
+
+
+def _whole(linear: nn.Module) -> Projection:
+    return Projection(linear, 0, linear.weight.shape[0])
+
+
+def _split_packed(packed: nn.Module, attention: nn.Module, where: str) -> dict[str, Projection]:
+    """Rows of a packed qkv projection: queries, then keys, then values (Phi-3)."""
+    config = attention.config
+    head_dim = getattr(attention, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    rows = packed.weight.shape[0]
+    if q + 2 * kv != rows:
+        raise UnsupportedModelError(
+            f"{where}.qkv_proj has {rows} rows, expected {q} + 2·{kv} (queries, keys, values in this order)"
+        )
+    return {
+        "q": Projection(packed, 0, q),
+        "k": Projection(packed, q, q + kv),
+        "v": Projection(packed, q + kv, rows),
+    }

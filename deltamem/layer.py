@@ -1,0 +1,117 @@
+"""One layer's memory: project, gate, read, write, steer (paper, Method, steps 1 to 5)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from deltamem_kernels import gate_projections, gated_delta_scan
+from torch import Tensor, nn
+
+from deltamem.config import DeltaMemConfig
+from deltamem.segments import Segments, segment_means
+
+
+class DeltaMemLayer(nn.Module):
+    """The trainable parameters of one attention layer, and the equations they take part in.
+
+    Parameters:
+        in_proj: [4·N·r, hidden], the rows of W_q, W_k, W_v and W_β, so that one matrix product serves all.
+        beta_bias: [N·r].
+        steer: {"q": [q_out, N·r], "k": [k_out, N·r], "v": [v_out, N·r], "o": [hidden, N·r]}, those steered.
+    """
+
+    def __init__(self, config: DeltaMemConfig, hidden: int, base_weights: dict[str, Tensor]):
+        """Initialise as the paper does.
+
+        Args:
+            base_weights: the backbone's projection weights [out, in] of the steered heads.
+        """
+        super().__init__()
+        self.num_states, self.rank, self.scale = config.num_states, config.rank, config.scale
+        self.per_segment = config.strategy == "ssw"
+        device = next(iter(base_weights.values())).device
+        width = config.width
+        self.in_proj = nn.Parameter(torch.zeros(4 * width, hidden, device=device))
+        for block in self.in_proj.detach()[: 3 * width].split(width):  # W_β starts at zero
+            nn.init.kaiming_uniform_(block, a=math.sqrt(5))
+        self.beta_bias = nn.Parameter(torch.full((width,), config.beta_bias_init, device=device))
+        self.steer = nn.ParameterDict(
+            {head: nn.Parameter(_steering_init(weight, config)) for head, weight in base_weights.items()}
+        )
+
+    def project(self, x: Tensor) -> Tensor:
+        """x [B, T, hidden] → q̃ | k̃ | ṽ | β̃, [B, T, 4·N·r], in x's dtype."""
+        return F.linear(x, self.in_proj.to(x.dtype))
+
+    def forward(
+        self, projected: Tensor, state: Tensor, valid: Tensor | None, segments: Segments | None, write: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Reads for every token, and the state after the pass.
+
+        Args:
+            projected: [B, T, 4·N·r] from :meth:`project`.
+            state: [B, N, r, r] float32.
+            valid: [B, T] bool or None; padding reads zero and writes nothing.
+            segments: the segments to write (ssw with more than one token), else None: write token by token.
+            write: False reads only.
+
+        Returns:
+            reads [B, T, N·r] float32, new state.
+        """
+        if write and segments is None:
+            reads, state = gated_delta_scan(projected, self.beta_bias, state, valid)
+        else:
+            reads = self.read(projected, state, valid)
+            if write:
+                means, filled = segment_means(projected, segments)
+                _, state = gated_delta_scan(means, self.beta_bias, state, filled)
+        return reads.flatten(2), state
+
+    def read(self, projected: Tensor, state: Tensor, valid: Tensor | None) -> Tensor:
+        """r_t = S q_t with one unchanging state: [B, T, N, r]."""
+        q = gate_projections(projected, self.beta_bias, self.num_states, self.rank)[0].to(state.dtype)
+        reads = (q.transpose(1, 2) @ state.transpose(-1, -2)).transpose(1, 2)
+        return reads if valid is None else reads * valid[:, :, None, None]
+
+    def mean_gate(self, projected: Tensor, valid: Tensor | None, segments: Segments | None) -> Tensor:
+        """Mean write gate β over what is written, a scalar (for the write penalty and for monitoring)."""
+        width = self.num_states * self.rank
+        gate = projected[..., 3 * width :]
+        if segments is not None:
+            gate, valid = segment_means(gate, segments)
+        beta = torch.sigmoid(gate.float() + self.beta_bias.float()).mean(-1)
+        if valid is None:
+            return beta.mean()
+        return (beta * valid).sum() / valid.sum().clamp_min(1)
+
+    def steered(self, head: str, output: Tensor, reads: Tensor) -> Tensor:
+        """output + (α/r) · reads · W_Δᵀ (step 4).
+
+        Without gradients the sum is accumulated into ``output`` itself, which saves a copy of the projection. With
+        gradients it is a new tensor, because activation checkpointing may keep the projection's own result.
+
+        Args:
+            output: [B, T, out], the frozen projection's result (or a slice of a packed one).
+            reads: [B, T, N·r].
+        """
+        weight = self.steer[head].to(output.dtype).t()
+        flat, reads = output.view(-1, output.shape[-1]), reads.flatten(0, 1).to(output.dtype)
+        if torch.is_grad_enabled():
+            return torch.addmm(flat, reads, weight, alpha=self.scale).view_as(output)
+        flat.addmm_(reads, weight, alpha=self.scale)
+        return output
+
+
+def _steering_init(weight: Tensor, config: DeltaMemConfig) -> Tensor:
+    """[out, N·r]; "base_slice": the projection's first r columns, normalised and scaled, the rest zero."""
+    columns = torch.zeros(weight.shape[0], config.width, device=weight.device)
+    if config.output_init == "zero":
+        return columns
+    if config.output_init == "random":
+        directions = torch.randn_like(columns)
+    else:
+        directions = weight.detach()[:, : min(config.rank, weight.shape[1])].float()
+    columns[:, : directions.shape[1]] = config.online_gain * F.normalize(directions, dim=0)
+    return columns

@@ -1,0 +1,94 @@
+"""The memory as a value: one small float32 state per layer and sequence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deltamem.errors import MemoryMismatchError
+
+FORMAT = "deltamem-memory-1"
+
+
+@dataclass(frozen=True)
+class DeltaMemory:
+    """What a batch of sequences has written so far.
+
+    Values are never changed in place: a forward pass takes one memory and returns another.
+
+    Attributes:
+        states: {layer index: float32 [B, N, r, r]}; row i of a state is gated by β_i, columns are key channels.
+        metadata: strings saved beside the states (which adapter wrote them, say).
+    """
+
+    states: Mapping[int, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(state.shape) for state in self.states.values()}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 4:
+            raise MemoryMismatchError(f"a memory needs one [B, N, r, r] state per layer, got shapes {sorted(shapes)}")
+
+    @property
+    def batch_size(self) -> int:
+        return next(iter(self.states.values())).shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.states.values())).device
+
+    def _map(self, function) -> DeltaMemory:
+        return DeltaMemory({i: function(s) for i, s in self.states.items()}, self.metadata)
+
+    def to(self, device: torch.device | str) -> DeltaMemory:
+        """The same memory on another device (states stay float32)."""
+        return self._map(lambda state: state.to(device))
+
+    def select(self, rows: Tensor | Iterable[int]) -> DeltaMemory:
+        """Rows of the batch, in the order given; a row may be taken several times (one context, many questions)."""
+        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), device=self.device)
+        return self._map(lambda state: state.index_select(0, index))
+
+    def detach(self) -> DeltaMemory:
+        return self._map(Tensor.detach)
+
+    def norms(self) -> dict[int, Tensor]:
+        """Frobenius norm of every state: {layer index: [B, N]}."""
+        return {i: state.flatten(2).norm(dim=-1) for i, state in self.states.items()}
+
+    @staticmethod
+    def cat(memories: Iterable[DeltaMemory]) -> DeltaMemory:
+        """Memories of several sequences as one batch."""
+        memories = list(memories)
+        return DeltaMemory(
+            {i: torch.cat([m.states[i] for m in memories]) for i in memories[0].states}, memories[0].metadata
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; bit-exact."""
+        tensors = {f"states.{i}": state.detach().cpu().contiguous() for i, state in self.states.items()}
+        save_file(tensors, str(path), metadata={"format": FORMAT, "metadata": json.dumps(dict(self.metadata))})
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> DeltaMemory:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            MemoryMismatchError: the file is not a saved memory.
+        """
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                header = file.metadata() or {}
+                if header.get("format") != FORMAT:
+                    raise MemoryMismatchError(f"{path} is a safetensors file but not a saved memory ({FORMAT})")
+                states = {int(name.removeprefix("states.")): file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise MemoryMismatchError(f"{path} is not a saved memory: {error}") from error
+        return cls(dict(sorted(states.items())), json.loads(header["metadata"]))

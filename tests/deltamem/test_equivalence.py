@@ -1,0 +1,173 @@
+"""One function, however it is computed: chunked, padded, batched, cached, under every attention back end."""
+
+import pytest
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+from deltamem import DeltaMemConfig, DeltaMemory, get_delta_mem_model
+
+FAMILIES = ["qwen3", "smollm3", "llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3_text", "phi3"]
+# transformers has no SDPA for Gemma 2 (soft-capped scores)
+CASES = [(f, a) for f in FAMILIES for a in ("eager", "sdpa") if (f, a) != ("gemma2", "sdpa")]
+STRATEGIES = ["tsw", "ssw", "msw"]
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def build(tiny_model, family="qwen3", attention="eager", strategy="tsw", **config):
+    model = get_delta_mem_model(tiny_model(family, attention), DeltaMemConfig(strategy=strategy, **config))
+    with torch.no_grad():  # steering strong enough that a wrong read shows
+        for layer in model.memory_layers.values():
+            layer.in_proj.normal_(0, 0.4)
+            for weight in layer.steer.values():
+                weight.normal_(0, 0.1)
+    return model.eval()
+
+
+def tokens(batch, length, seed=0):
+    return torch.randint(3, 101, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def used_memory(model, batch, seed=5):
+    """A memory that isn't empty, so that reads matter from the first token."""
+    generator = torch.Generator().manual_seed(seed)
+    empty = model.new_memory(batch)
+    return DeltaMemory({i: torch.randn(s.shape, generator=generator) for i, s in empty.states.items()})
+
+
+def segments(batch, length):
+    return torch.arange(length).div(3, rounding_mode="floor").expand(batch, length)
+
+
+def assert_same_memory(actual, expected):
+    for i in expected.states:
+        torch.testing.assert_close(actual.states[i], expected.states[i], **TOLERANCE)
+
+
+@pytest.mark.parametrize("family,attention", CASES)
+def test_the_memory_matters_and_is_returned_new(tiny_model, family, attention):
+    model = build(tiny_model, family, attention, steer=("q", "k", "v", "o"))
+    ids, memory = tokens(2, 12), used_memory(model, 2)
+    before = {i: s.clone() for i, s in memory.states.items()}
+    with torch.no_grad():
+        out = model(ids, memory=memory)
+        empty = model(ids, write=False)
+        bare = model.base_model(ids)
+    assert (out.logits - bare.logits).abs().max() > 1e-2
+    torch.testing.assert_close(empty.logits, bare.logits)  # an empty memory that isn't written steers nothing
+    assert all(torch.equal(before[i], memory.states[i]) for i in before)
+    assert all(not torch.equal(before[i], out.memory.states[i]) for i in before)
+
+
+@pytest.mark.parametrize("family,attention", CASES)
+def test_chunked_prefill_is_one_shot(tiny_model, family, attention):
+    model = build(tiny_model, family, attention, "msw" if family == "llama" else "tsw")
+    ids, memory = tokens(2, 20), used_memory(model, 2)
+    mask = torch.ones_like(ids)
+    mask[0, :6] = 0
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask, memory=memory)
+        cache, logits = None, []
+        for start, end in ((0, 7), (7, 8), (8, 15), (15, 20)):
+            out = model(
+                ids[:, start:end], attention_mask=mask[:, :end], memory=memory, past_key_values=cache, use_cache=True
+            )
+            memory, cache = out.memory, out.past_key_values
+            logits.append(out.logits)
+    assert_same_memory(memory, whole.memory)
+    valid = mask.bool()
+    torch.testing.assert_close(torch.cat(logits, 1)[valid], whole.logits[valid], **TOLERANCE)
+
+
+@pytest.mark.parametrize("family,attention", CASES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_padding_left_right_or_none_and_batching_change_nothing(tiny_model, family, attention, strategy):
+    model = build(tiny_model, family, attention, strategy)
+    lengths, width = (5, 12, 9), 12
+    rows = [tokens(1, length, seed=length) for length in lengths]
+    row_segments = [segments(1, length) for length in lengths]
+    memory = used_memory(model, 3)
+    for side in ("left", "right"):
+        ids, mask = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.long)
+        segment_ids = torch.full((3, width), -1)
+        for b, (row, seg) in enumerate(zip(rows, row_segments, strict=True)):
+            at = slice(width - row.shape[1], width) if side == "left" else slice(0, row.shape[1])
+            ids[b, at], mask[b, at], segment_ids[b, at] = row[0], 1, seg[0]
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        with torch.no_grad():
+            out = model(
+                ids, attention_mask=mask, memory=memory, segment_ids=segment_ids, position_ids=positions
+            )
+            for b, (row, seg) in enumerate(zip(rows, row_segments, strict=True)):
+                alone = model(row, memory=memory.select([b]), segment_ids=seg)
+                torch.testing.assert_close(out.logits[b][mask[b].bool()], alone.logits[0], **TOLERANCE)
+                assert_same_memory(out.memory.select([b]), alone.memory)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_write_is_forward_without_the_rest(tiny_model, strategy):
+    model = build(tiny_model, strategy=strategy)
+    ids, memory = tokens(2, 11), used_memory(model, 2)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    options = {"attention_mask": mask, "memory": memory, "segment_ids": segments(2, 11)}
+    with torch.no_grad():
+        assert_same_memory(model.write(ids, **options), model(ids, **options).memory)
+
+
+def test_write_runs_neither_head_nor_last_layer(tiny_model):
+    model = build(tiny_model)
+    ran = []
+    last = model.base_model.get_decoder().layers[-1]
+    for name, module in (("attention", last.self_attn), ("mlp", last.mlp), ("head", model.base_model.lm_head)):
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    model.write(tokens(1, 5))
+    assert ran == []
+    model(tokens(1, 5))
+    assert sorted(ran) == ["attention", "head", "mlp"]
+
+
+def test_layers_without_a_memory_are_left_alone(tiny_model):
+    model = build(tiny_model, layers=(1,))
+    ids = tokens(1, 6)
+    memory = used_memory(model, 1)
+    assert list(memory.states) == [1]
+    with torch.no_grad():
+        assert_same_memory(model.write(ids, memory=memory), model(ids, memory=memory).memory)
+
+
+def test_two_sessions_interleaved_on_one_model_do_not_touch(tiny_model):
+    model = build(tiny_model)
+    streams = {name: tokens(1, 24, seed) for seed, name in enumerate("ab")}
+    memories, caches = dict.fromkeys(streams), dict.fromkeys(streams)
+    with torch.no_grad():
+        for start in range(0, 24, 4):
+            for name, ids in streams.items():
+                out = model(
+                    ids[:, start : start + 4], memory=memories[name], past_key_values=caches[name], use_cache=True
+                )
+                memories[name], caches[name] = out.memory, out.past_key_values
+        for name, ids in streams.items():
+            assert_same_memory(memories[name], model(ids).memory)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reading_only_leaves_the_memory_as_it_came(tiny_model, strategy):
+    model = build(tiny_model, strategy=strategy)
+    memory = used_memory(model, 2)
+    out = model(tokens(2, 7), memory=memory, write=False)
+    assert all(torch.equal(out.memory.states[i], memory.states[i]) for i in memory.states)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not is_flash_attn_2_available(), reason="flash-attn is not installed")
+def test_flash_attention_agrees_with_sdpa(tiny_model):
+    ids = tokens(2, 40).cuda()
+    mask = torch.ones_like(ids)
+    mask[0, :13] = 0
+    results = []
+    for attention in ("sdpa", "flash_attention_2"):
+        model = build(tiny_model, "qwen3", attention, head_dim=64).to("cuda", torch.bfloat16)
+        with torch.no_grad():
+            results.append(model(ids, attention_mask=mask).memory)
+    for i in results[0].states:
+        torch.testing.assert_close(results[0].states[i], results[1].states[i], rtol=0.05, atol=0.05)
