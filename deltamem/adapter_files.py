@@ -27,15 +27,18 @@ def tensor_name(layer: int | str, name: str) -> str:
     return f"model.layers.{layer}.self_attn.{name}"
 
 
-def collect_tensors(layers: nn.ModuleDict, config: DeltaMemConfig) -> dict[str, Tensor]:
-    """{name: tensor} of all layers, in the format's names and shapes."""
+def collect_tensors(parameters: dict[str, Tensor], config: DeltaMemConfig) -> dict[str, Tensor]:
+    """Rename and split the parameters of ``DeltaMemModel.memory_layers`` (its state_dict) as the format has them."""
     tensors = {}
-    for i, layer in layers.items():
-        for name, block in zip(INPUTS, layer.in_proj.detach().split(config.width), strict=True):
-            tensors[tensor_name(i, name)] = block
-        tensors[tensor_name(i, "beta_bias")] = layer.beta_bias.detach()
-        for head, weight in layer.steer.items():
-            tensors[tensor_name(i, f"delta_{head}_proj")] = weight.detach()
+    for name, value in parameters.items():
+        layer, _, rest = name.partition(".")
+        if rest == "in_proj":
+            for block_name, block in zip(INPUTS, value.split(config.width), strict=True):
+                tensors[tensor_name(layer, block_name)] = block
+        elif rest == "beta_bias":
+            tensors[tensor_name(layer, rest)] = value
+        else:  # steer.<head>
+            tensors[tensor_name(layer, f"delta_{rest.removeprefix('steer.')}_proj")] = value
     return tensors
 
 

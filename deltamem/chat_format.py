@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from typing import Literal, NamedTuple
 
 from jinja2 import TemplateError
@@ -14,6 +15,12 @@ from deltamem.errors import DeltaMemError
 Message = dict[str, str]
 # A sentence ends at . ! ? … (and closing quotes or brackets) before white space, or at a blank line.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n\s*\n")
+
+# Stand-ins for the contents of messages, which show where the template's own text lies.
+_MARK, _ANY_MARK = "\ue000{}\ue001", re.compile("\ue000\\d+\ue001")
+# Answers come without a thinking block (Qwen3, SmolLM3), and the same messages give the same text on every day
+# (SmolLM3's template prints the date).
+TEMPLATE_OPTIONS = {"enable_thinking": False, "strftime_now": lambda form: date(2025, 1, 1).strftime(form)}
 
 
 class EncodedMessages(NamedTuple):
@@ -40,7 +47,9 @@ def encode_messages(
     if tokenizer.chat_template is None:
         raise DeltaMemError("this tokenizer has no chat template; encode the text yourself and pass segment_ids")
     text = _render(tokenizer, messages, add_generation_prompt)
-    spans = _segment_spans(text, messages, segment)
+    marked = [{"role": m["role"], "content": _MARK.format(i)} for i, m in enumerate(messages)]
+    scaffold = _ANY_MARK.split(_render(tokenizer, marked, add_generation_prompt))
+    spans = _segment_spans(text, messages, [len(part) for part in scaffold], segment)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     segment_ids, current = [], 0
     for start, end in encoded["offset_mapping"]:
@@ -52,7 +61,7 @@ def encode_messages(
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **TEMPLATE_OPTIONS}
     try:
         return tokenizer.apply_chat_template(list(messages), **options)
     except TemplateError:
@@ -74,13 +83,20 @@ def _merge_neighbours(messages: Sequence[Message]) -> list[Message]:
     return merged
 
 
-def _segment_spans(text: str, messages: Sequence[Message], segment: str) -> list[tuple[int, int]]:
-    """[start, end) in the rendered text of every segment, in order."""
+def _segment_spans(
+    text: str, messages: Sequence[Message], scaffold: Sequence[int], segment: str
+) -> list[tuple[int, int]]:
+    """[start, end) in the rendered text of every segment, in order.
+
+    Args:
+        scaffold: how much of the template's own text comes before each message's content; a content is looked for
+            after it, because it may itself occur there ("art" in "<|im_start|>").
+    """
     spans: list[tuple[int, int]] = []
     position = 0
-    for number, message in enumerate(messages):
+    for number, (message, before) in enumerate(zip(messages, scaffold, strict=False)):
         content = message["content"].strip()
-        start = text.find(content, position)
+        start = text.find(content, position + before)
         if start < 0:
             raise DeltaMemError(
                 f"the chat template changed the text of message {number} ({message['role']}), so its segment can't be "
@@ -92,6 +108,11 @@ def _segment_spans(text: str, messages: Sequence[Message], segment: str) -> list
         if segment == "message":
             spans.append((start, position))
         else:
-            cuts = [start, *(start + match.end() for match in _SENTENCE_END.finditer(content)), position]
-            spans += [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+            spans += [(start + a, start + b) for a, b in sentence_spans(content)]
     return spans
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """[start, end) of every sentence; together they cover the text."""
+    cuts = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]

@@ -240,7 +240,7 @@ class DeltaMemModel(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write adapter_config.json, adapter_model.safetensors and a model card; never the backbone."""
-        tensors = adapter_files.collect_tensors(self.memory_layers, self.config)
+        tensors = adapter_files.collect_tensors(self.memory_layers.state_dict(), self.config)
         adapter_files.save_adapter(Path(path), self.config, tensors)
 
     def print_trainable_parameters(self) -> None:

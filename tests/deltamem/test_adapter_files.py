@@ -38,7 +38,7 @@ def write_folder(model, path, kind):
     if kind == "ours":
         model.save_pretrained(path)
     else:
-        tensors = adapter_files.collect_tensors(model.memory_layers, model.config)
+        tensors = adapter_files.collect_tensors(model.memory_layers.state_dict(), model.config)
         public_release.write(path, model.config, tensors)
 
 
@@ -79,7 +79,7 @@ def test_an_adapter_loaded_for_use_takes_the_backbones_dtype_and_is_frozen(tiny_
 
 def test_unsteered_heads_of_the_public_format_are_dropped_if_zero(tiny_model, tmp_path):
     model = trained(tiny_model)
-    tensors = adapter_files.collect_tensors(model.memory_layers, model.config)
+    tensors = adapter_files.collect_tensors(model.memory_layers.state_dict(), model.config)
     extra = {f"model.layers.{i}.self_attn.delta_k_proj": torch.zeros(16, 8) for i in range(3)}
     public_release.write(tmp_path, model.config, {**tensors, **extra})
     assert torch.equal(logits(DeltaMemModel.from_pretrained(tiny_model("qwen3"), tmp_path)), logits(model))

@@ -192,6 +192,14 @@ def test_messages_are_segments_and_scaffolding_is_none():
     assert tokenizer.decode(encoded.input_ids) == rendered
 
 
+def test_a_content_that_also_occurs_in_the_template_is_found_in_its_place():
+    tokenizer = byte_tokenizer()
+    messages = [{"role": "user", "content": "kind"}, {"role": "assistant", "content": "art"}]
+    encoded = encode_messages(tokenizer, messages)
+    text = tokenizer.decode(encoded.input_ids)  # bytes: positions in the text are positions of tokens
+    assert [encoded.segment_ids.index(i) for i in (0, 1)] == [text.rindex("kind"), text.rindex("art<")]
+
+
 def test_sentences_are_segments_on_request():
     tokenizer = byte_tokenizer()
     message = {"role": "user", "content": "One. Two is 2.5 long! (Three?)\n\nFour"}

@@ -1,0 +1,61 @@
+# Everything runs in .venv of this checkout; nothing is installed outside it.
+
+UV_VERSION := 0.13.9
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
+VENV := .venv
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+# uv does not read pip's settings; a machine with wheels of its own names their folder in PIP_FIND_LINKS.
+UV := UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test quickstart lint lock clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv with the locked dependencies (PYTHON=… picks the interpreter)
+
+$(VENV)/bin/python:
+	@for python in $(PYTHONS); do \
+	  if "$$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "make: creating $(VENV) with $$("$$python" --version)"; exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "make: no Python >= 3.11 with its venv module among: $(PYTHONS)." >&2; \
+	echo "make: install Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1
+
+# `--exact` removes what the lock doesn't name, and still lets a CUDA build of torch bring its own libraries,
+# which `uv pip sync` would leave out.
+$(INSTALLED): $(VENV)/bin/python
+	@echo "make: installing requirements.lock"
+	@rm -f $(VENV)/installed-*
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(UV) pip install --quiet --exact --python $(VENV)/bin/python -r requirements.lock
+	@$(UV) pip install --quiet --no-deps --python $(VENV)/bin/python --editable .
+	@touch $@
+
+test: setup ## run the tests
+	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests -n 2
+
+quickstart: setup ## run the whole workflow at its smallest, on two cores
+	$(IN_VENV) snakemake --cores 2
+	$(IN_VENV) snakemake --cores 2 --report results/quickstart/report/workflow.html
+	@echo
+	@echo "Results:          results/quickstart/report/index.html"
+	@echo "How it was made:  results/quickstart/report/workflow.html"
+
+lint: setup ## check the code's style
+	$(IN_VENV) ruff check .
+
+# The lock is solved for a CPU build of torch, so that it names no CUDA libraries (where pip finds none:
+# UV_TORCH_BACKEND=cpu make lock). The local part of a version (+cpu) names a build, which differs by machine.
+lock: setup ## bring requirements.lock in step with pyproject.toml
+	$(UV) pip compile --quiet pyproject.toml --extra test --output-file requirements.lock \
+	  --upgrade-package torch --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock"
+	sed 's/+cpu$$//' requirements.lock > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+clean: ## remove .venv and the caches; results/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

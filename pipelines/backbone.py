@@ -1,0 +1,229 @@
+"""Prepares a frozen backbone: one folder of safetensors weights, tokenizer and chat template, with a digest.
+
+    python -m pipelines.backbone --config configs/quickstart.yaml --backbone smollm2-135m-instruct
+
+The folder is written beside its place and renamed when it is complete; a complete folder with the right
+digest is left as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available
+
+from pipelines.backbone_sources import fetch
+from pipelines.config import Backbone, load_config
+from pipelines.errors import StageError, room_to_write, run_stage
+from pipelines.layout import Layout
+from pipelines.provenance import provenance
+
+RECORD = "backbone.json"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def prepare_backbone(name: str, spec: Backbone, folder: Path) -> dict[str, Any]:
+    """Makes `folder` hold the backbone that `spec` describes and returns its record.
+
+    The record (`backbone.json`) has name, source (the spec), digest (sha256 hex, see `content_digest`),
+    revision (commit, requirement or seed) and provenance. Raises StageError when the source can't be had,
+    isn't what the spec says, or isn't a causal language model with a chat template.
+    """
+    if _is_complete(folder, spec):
+        return _read_record(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with room_to_write(folder.parent):
+            partial.mkdir(parents=True)
+            record = _fill(partial, name, spec)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return record
+
+
+def _is_complete(folder: Path, spec: Backbone) -> bool:
+    try:
+        record = _read_record(folder)
+        return record["source"] == spec.model_dump(mode="json") and record["digest"] == content_digest(folder)
+    except (StageError, ValueError, KeyError):  # a damaged folder is made anew
+        return False
+
+
+def _fill(folder: Path, name: str, spec: Backbone) -> dict[str, Any]:
+    revision = fetch(spec, folder)
+    _check_tokenizer(folder, spec.source)
+    record = {
+        "name": name,
+        "source": spec.model_dump(mode="json"),
+        "digest": content_digest(folder),
+        "revision": revision,
+        "provenance": provenance(spec),
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def load_backbone(
+    folder: str | Path,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a prepared backbone in eval mode, with its tokenizer (which always has a padding token).
+
+    `dtype` and `attn_implementation` default to what the configuration said, `device` to the CPU.
+    FlashAttention falls back to sdpa where it is missing or can't run. Raises StageError when the folder is
+    incomplete or damaged, when there is no such device, or when the weights don't fit on it.
+    """
+    folder, device = Path(folder), torch.device(device or "cpu")
+    spec = _read_record(folder)["source"]
+    dtype = dtype or spec["dtype"]
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    _check_room(folder, dtype, device)
+    attention = _attention(attn_implementation or spec["attn_implementation"], dtype, device)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise StageError(_damaged(folder, error)) from error
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise StageError(_damaged(folder, error)) from error
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), tokenizer
+
+
+def backbone_digest(folder: str | Path) -> str:
+    """The digest (sha256 hex) that `folder` got when it was prepared."""
+    return _read_record(Path(folder))["digest"]
+
+
+def content_digest(folder: Path) -> str:
+    """sha256 (hex) over the names and contents of all files that make the backbone.
+
+    The version of transformers that wrote a JSON file doesn't count.
+    """
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name != RECORD:
+            total.update(f"{path.name} {_file_digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    if path.name in ("config.json", "generation_config.json"):
+        content = json.loads(path.read_text())
+        content.pop("transformers_version", None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise StageError(_damaged(folder, error)) from error
+
+
+def _damaged(folder: Path, error: Exception) -> str:
+    return (
+        f"{folder} is not a complete backbone folder ({error}). Remove it and run "
+        f"`python -m pipelines.backbone --config CONFIG --backbone {folder.name}` again."
+    )
+
+
+def _check_tokenizer(folder: Path, source: str) -> None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise StageError(
+            f"The backbone (source {source}) has no tokenizer that can be read: {error}"
+        ) from error
+    if not tokenizer.chat_template:
+        raise StageError(
+            f"The tokenizer of the backbone (source {source}) has no chat template, so messages can't be put "
+            "to it. Use an instruction-tuned model."
+        )
+
+
+def _check_room(folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise StageError(
+            f"Device {device} was asked for, but torch sees no CUDA device. Set use_gpu: false in the "
+            "configuration, or run where there is a GPU."
+        )
+    needed = _parameter_count(folder) * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise StageError(
+            f"The backbone {folder} doesn't fit on {device}: its weights take {needed / 2**30:.1f} GiB in "
+            f"{dtype}, and {free / 2**30:.1f} GiB are free. Choose a smaller backbone or dtype, or a larger "
+            "machine."
+        )
+
+
+def _parameter_count(folder: Path) -> int:
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open(
+            "rb"
+        ) as file:  # a header of JSON after its length; nothing is mapped or read beyond it
+            length = int.from_bytes(file.read(8), "little")
+            try:
+                header = json.loads(file.read(min(length, path.stat().st_size)))
+            except ValueError as error:
+                raise StageError(_damaged(folder, error)) from error
+        header.pop("__metadata__", None)
+        count += sum(math.prod(tensor["shape"]) for tensor in header.values())
+    return count
+
+
+def _attention(wanted: str, dtype: torch.dtype, device: torch.device) -> str:
+    flash = device.type == "cuda" and dtype.itemsize == 2 and is_flash_attn_2_available()
+    return "sdpa" if wanted == "flash_attention_2" and not flash else wanted
+
+
+@app.command()
+def main(
+    config: Annotated[Path, typer.Option(help="Configuration file.")],
+    backbone: Annotated[str, typer.Option(help="Name of one of its backbones.")],
+) -> None:
+    """Prepare one frozen backbone of a configuration."""
+    settings = load_config(config)
+    folder = Layout(settings).backbone(backbone)
+    record = prepare_backbone(backbone, settings.entry("backbones", backbone), folder)
+    typer.echo(f"backbone {backbone}: {folder} (sha256 {record['digest'][:12]})")
+
+
+if __name__ == "__main__":
+    run_stage(app)

@@ -1,0 +1,73 @@
+"""Reading configuration files, and merging the entries they name into one mapping."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.config_errors import ConfigError
+
+NAMED_KINDS = ("backbones", "strategies", "benchmarks")
+"""Keys whose entries are kept one a file in ``configs/<kind>/<name>.yaml``."""
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises ConfigError when it is missing, broken or something else."""
+    found = path if path.is_absolute() or path.exists() else PROJECT_ROOT / path
+    try:
+        text = found.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't read this file ({error})") from None
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys with values, got {type(content).__name__}")
+    return content
+
+
+def merge_named_entries(
+    mapping: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], dict[tuple[str, str], str]]:
+    """Replaces lists of names by ``{name: contents of its file}``.
+
+    Returns the merged mapping and, for every entry read from a file, that file by (kind, name). An entry
+    written out in place stays as it is.
+    """
+    merged, files = dict(mapping), {}
+    for kind in NAMED_KINDS:
+        names = merged.get(kind)
+        if not isinstance(names, list):
+            continue
+        merged[kind] = {}
+        for name in names:
+            if not isinstance(name, str):
+                raise ConfigError(f"{where}: {kind}: expected names of files in configs/{kind}, got {name!r}")
+            path = _entry_file(kind, name, where)
+            if name in merged[kind]:
+                raise ConfigError(f"{where}: {kind}: {name!r} is listed twice")
+            merged[kind][name] = read_mapping(path)
+            files[kind, name] = str(path)
+    return merged, files
+
+
+def _entry_file(kind: str, name: str, where: str) -> Path:
+    own = Path("configs") / kind / f"{name}.yaml"
+    if own.exists() or (PROJECT_ROOT / own).exists():
+        return own
+    known = sorted(
+        {path.stem for root in (Path(), PROJECT_ROOT) for path in (root / "configs" / kind).glob("*.yaml")}
+    )
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    raise ConfigError(f"{where}: {kind}: no file {own} for {name!r}; {hint}")

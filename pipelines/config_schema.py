@@ -1,0 +1,30 @@
+"""The configuration as a JSON schema, for editors: ``python -m pipelines.config_schema`` writes it anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipelines.config import Config
+from pipelines.config_files import NAMED_KINDS, PROJECT_ROOT
+
+SCHEMA_FILE = PROJECT_ROOT / "workflow" / "schemas" / "config.schema.json"
+
+
+def schema_text() -> str:
+    """The schema of a configuration file, whose entries may be named or written out."""
+    schema = Config.model_json_schema()
+    for kind in NAMED_KINDS:
+        written_out = schema["properties"][kind]
+        names = {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}
+        names["description"] = f"names of files in configs/{kind}"
+        schema["properties"][kind] = {"anyOf": [names, written_out]}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def main(path: Path = SCHEMA_FILE) -> None:
+    path.write_text(schema_text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

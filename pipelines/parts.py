@@ -1,0 +1,71 @@
+"""The parts of a configuration on which each stage's output depends, and nothing else.
+
+The workflow reruns a job when its part changes; the stages record the part's hash with what they make. Keys
+that only say how the work is carried out (where Ray runs, how many processes tokenise) are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipelines.config import FROZEN, Config
+
+_HOW_PREPROCESS = {"processes"}
+_HOW_TRAIN = {"max_failures", "checkpoint_every", "cpus_per_worker", "ray_address"}
+_HOW_EVALUATE = {"gpus"}
+_DATA_OF_SOURCE = {
+    "generated": {"generated"},
+    "files": {"train_files", "eval_files"},
+    "hub": {"hub_id", "hub_revision"},
+}
+
+
+def backbone(config: Config, name: str) -> dict[str, Any]:
+    return {"name": name, "backbone": _plain(config.entry("backbones", name))}
+
+
+def preprocess(config: Config) -> dict[str, Any]:
+    others = set().union(*(keys for source, keys in _DATA_OF_SOURCE.items() if source != config.data.source))
+    return {"data": _plain(config.data, others | _HOW_PREPROCESS)}
+
+
+def train(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, Any]:
+    cell = config.cell(backbone, strategy, seed)
+    return {
+        "strategy": _plain(cell.strategy, {"train"}),
+        "train": _plain(cell.train, _HOW_TRAIN),
+        "seed": seed,
+    }
+
+
+def evaluate(config: Config, benchmark: str) -> dict[str, Any]:
+    return {
+        "benchmark": _plain(config.entry("benchmarks", benchmark)),
+        "evaluate": _plain(config.evaluate, _HOW_EVALUATE),
+    }
+
+
+def register(config: Config) -> dict[str, Any]:
+    return {"name": config.name, "register": _plain(config.registry)}
+
+
+def report(config: Config) -> dict[str, Any]:
+    return {"name": config.name, "report": _plain(config.report)}
+
+
+def cells(config: Config, backbone: str | None = None) -> list[tuple[str, str, int]]:
+    """Every training cell (backbone, strategy, seed), of one backbone or of all."""
+    backbones = config.backbones if backbone is None else [backbone]
+    return [(b, s, seed) for b in backbones for s in config.strategies for seed in config.seeds]
+
+
+def evaluations(config: Config) -> list[tuple[str, str, int, str]]:
+    """Every evaluation (backbone, strategy, seed, benchmark): the frozen backbones first, then the cells."""
+    frozen = [(name, FROZEN, 0) for name in config.backbones]
+    return [(*cell, benchmark) for cell in [*frozen, *cells(config)] for benchmark in config.benchmarks]
+
+
+def _plain(section: BaseModel, leave_out: set[str] = frozenset()) -> dict[str, Any]:
+    return section.model_dump(mode="json", by_alias=True, exclude=leave_out)

@@ -1,0 +1,1 @@
+"""QASPER: reading its papers, generating papers in its form, and turning them into episodes."""

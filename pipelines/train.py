@@ -1,0 +1,264 @@
+"""The training stage: `python -m pipelines.train --config C --backbone NAME --strategy NAME --seed K`.
+
+Starts Ray Train workers that run DeepSpeed ZeRO-2, watches their progress, and writes the adapter folder. An
+interrupted run goes on from its last checkpoint; a worker that dies costs at most the steps since then and changes
+nothing in the result.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+# Ray reads these when it is imported: no usage reports, no second copy of every print, a controller that notices
+# reports quickly, and one that never sets GPU-less workers' devices
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray  # noqa: E402
+import typer  # noqa: E402
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: E402
+from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import (  # noqa: E402
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from deltamem import DeltaMemConfig, adapter_files  # noqa: E402
+from pipelines import parts  # noqa: E402
+from pipelines.backbone import backbone_digest  # noqa: E402
+from pipelines.config import Cell, Config, config_hash, load_config  # noqa: E402
+from pipelines.errors import StageError, room_to_write, run_stage  # noqa: E402
+from pipelines.layout import Layout  # noqa: E402
+from pipelines.provenance import provenance  # noqa: E402
+from pipelines.shards import open_episodes, read_manifest  # noqa: E402
+from pipelines.training.batches import Schedule  # noqa: E402
+from pipelines.training.engine import STATE_FILE, master_weights  # noqa: E402
+from pipelines.training.worker import WorkerTask, train_worker  # noqa: E402
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    config: Annotated[Path, typer.Option(help="configuration, YAML or resolved JSON")],
+    backbone: Annotated[str, typer.Option(help="name of the backbone")],
+    strategy: Annotated[str, typer.Option(help="name of the strategy")],
+    seed: Annotated[int, typer.Option(help="one of the configuration's seeds")],
+) -> None:
+    """Trains one backbone × strategy × seed and writes its adapter."""
+    train_cell(load_config(config), backbone, strategy, seed)
+
+
+def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
+    """Train one cell; returns the adapter folder.
+
+    Raises:
+        StageError: missing inputs, fewer GPUs or CPUs than asked for, or workers that kept failing.
+    """
+    cell, layout = config.cell(backbone, strategy, seed), Layout(config)
+    train = cell.train
+    schedule = Schedule(open_episodes(layout.data(backbone, "train")), train, seed, train.num_workers)
+    inputs = {
+        "config": config_hash(parts.train(config, backbone, strategy, seed)),
+        "data": config_hash(read_manifest(layout.data(backbone, "train"))["shards"]),
+        "backbone": backbone_digest(layout.backbone(backbone)),
+    }
+    state = layout.train_state(backbone, strategy, seed).resolve()
+    run_folder = state / f"run-{config_hash(inputs)[:12]}"
+    _drop_other_runs(state, run_folder)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    (run_folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+    task = WorkerTask(
+        str(run_folder / "config.json"),
+        str(layout.results.resolve()),
+        backbone,
+        strategy,
+        seed,
+        str(run_folder / "curve.csv"),
+    )
+    began = time.perf_counter()
+    with room_to_write(run_folder):
+        checkpoint = _run(task, cell, run_folder, schedule.steps)
+        record = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        record |= {
+            "backbone": backbone, "strategy": strategy, "seed": seed, "inputs": inputs, "workers": train.num_workers,
+            "wall_seconds": time.perf_counter() - began,
+            "provenance": provenance(parts.train(config, backbone, strategy, seed)),
+        }  # fmt: skip
+        folder = layout.adapter(backbone, strategy, seed)
+        _write_adapter(folder, checkpoint, run_folder, cell, layout, record)
+    shutil.rmtree(state)
+    return folder
+
+
+def _run(task: WorkerTask, cell: Cell, run_folder: Path, steps: int) -> Path:
+    """Run the workers to the end; returns the folder of the last checkpoint."""
+    train = cell.train
+    _start_ray(cell)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(task),
+        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if train.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(run_folder),
+            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        with _Watcher(Path(task.curve), f"{task.strategy} on {task.backbone}, seed {task.seed}", steps):
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise StageError(
+            f"training {task.strategy} on {task.backbone} (seed {task.seed}) failed more than {train.max_failures} "
+            f"times; the last error was: {_root_cause(error)} Checkpoints are kept in {run_folder}: run the same "
+            "command again to go on from the last one."
+        ) from error
+    finally:
+        ray.shutdown()
+    return Path(result.checkpoint.path)
+
+
+def _start_ray(cell: Cell) -> None:
+    """Connect to the cluster that the configuration names, or start one here, and check that it is big enough."""
+    train = cell.train
+    if train.ray_address:
+        _check_reachable(train.ray_address)
+        ray.init(address=train.ray_address, log_to_driver=False)
+    else:
+        # sockets lie under this folder and their paths may not pass 107 bytes
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, train.num_workers * train.cpus_per_worker),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="WARNING",
+            _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
+        )
+    have = ray.cluster_resources()
+    for kind, wanted in (
+        ("GPU", train.num_workers if train.use_gpu else 0),
+        ("CPU", train.num_workers * train.cpus_per_worker),
+    ):
+        if have.get(kind, 0) < wanted:
+            ray.shutdown()
+            remedy = "set train.use_gpu: false or lower train.num_workers" if kind == "GPU" else "lower num_workers"
+            raise StageError(
+                f"train: {wanted} {kind}s were asked for and Ray finds {have.get(kind, 0):g} on "
+                f"{train.ray_address or 'this machine'}; {remedy}"
+            )
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host:
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?") from error
+
+
+def _write_adapter(
+    folder: Path, checkpoint: Path, run_folder: Path, cell: Cell, layout: Layout, record: dict[str, Any]
+) -> None:
+    """The float32 master weights as an adapter folder; it appears whole or not at all."""
+    config = DeltaMemConfig.from_dict(cell.strategy.adapter)
+    source = json.loads(layout.backbone_record(cell.backbone_name).read_text(encoding="utf-8"))
+    config = replace(
+        config,
+        base_model_name_or_path=getattr(cell.backbone, "id", cell.backbone_name),
+        revision=source.get("revision"),
+    )
+    tensors = adapter_files.collect_tensors(master_weights(checkpoint), config)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    adapter_files.save_adapter(partial, config, tensors)
+    (partial / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(run_folder / "curve.csv", partial / "curve.csv")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _drop_other_runs(state: Path, keep: Path) -> None:
+    """Checkpoints of other settings, data or weights are of no use to this run."""
+    for old in state.glob("run-*"):
+        if old != keep:
+            shutil.rmtree(old)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of what a worker raised."""
+    failures = getattr(error, "worker_failures", None) or {}
+    text = str(next(iter(failures.values()), error)).strip()
+    return text.splitlines()[-1] if text else type(error).__name__
+
+
+class _Watcher:
+    """A progress bar (or, where output isn't a terminal, a line now and then) fed by the growing curve file."""
+
+    def __init__(self, curve: Path, title: str, steps: int):
+        self.curve, self.steps = curve, steps
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task(title, total=steps, loss="–")
+        self.title, self.said = title, -1.0
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Watcher:
+        self.bar.start()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        self._show()
+        self.bar.stop()
+
+    def _watch(self) -> None:
+        while not self.done.wait(1.0):
+            self._show()
+
+    def _show(self) -> None:
+        try:
+            with self.curve.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            step, loss = int(rows[-1]["step"]), f"{float(rows[-1]['loss']):.3f}"
+        except (OSError, IndexError, ValueError, TypeError, KeyError):
+            return  # not there yet, or read while a row was being written
+        self.bar.update(self.task, completed=step, loss=loss)
+        if not self.console.is_terminal and (step >= self.said + self.steps / 10 or step == self.steps != self.said):
+            self.said = step
+            self.console.print(f"{self.title}: step {step} of {self.steps}, loss {loss}")
+
+
+if __name__ == "__main__":
+    run_stage(app)

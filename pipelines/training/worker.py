@@ -1,0 +1,137 @@
+"""The training loop of one Ray Train worker, readable from top to bottom."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from deltamem import DeltaMemConfig, get_delta_mem_model
+from pipelines.backbone import load_backbone
+from pipelines.config import load_config
+from pipelines.layout import Layout
+from pipelines.shards import open_episodes
+from pipelines.training import engine as engines
+from pipelines.training.batches import Schedule, collate
+from pipelines.training.objective import EpisodeLoss, MemoryObjective
+
+CURVE_FIELDS = ("step", "loss", "answer_nll", "write_gate", "state_norm", "gradient_norm", "learning_rate",
+                "tokens_per_second", "seconds")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What a worker needs to know; paths are absolute, because a worker's folder is elsewhere."""
+
+    config_path: str
+    root: str
+    backbone: str
+    strategy: str
+    seed: int
+    curve: str
+
+
+def train_worker(task: dict[str, Any]) -> None:
+    """Train one cell on this worker (Ray calls it on each), from the last checkpoint if there is one."""
+    task = WorkerTask(**task)
+    config = load_config(task.config_path).model_copy(update={"results_dir": task.root})
+    layout, cell = Layout(config), config.cell(task.backbone, task.strategy, task.seed)
+    train, context = cell.train, ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+
+    torch.manual_seed(task.seed)
+    episodes = open_episodes(layout.data(task.backbone, "train"))
+    schedule = Schedule(episodes, train, task.seed, workers)
+    base, tokenizer = load_backbone(layout.backbone(task.backbone), device=device)
+    model = get_delta_mem_model(base, DeltaMemConfig.from_dict(cell.strategy.adapter))
+    if train.activation_checkpointing != "none":
+        model.gradient_checkpointing_enable(selective=train.activation_checkpointing == "selective")
+        model.train()
+    objective = MemoryObjective(model, train.write_penalty, train.write_target)
+    engine = engines.make_engine(objective, train, schedule.micro, schedule.accumulation, device)
+    start = _resume(engine)
+    curve = _Curve(Path(task.curve), start) if rank == 0 else None
+
+    for step in range(start, schedule.steps):
+        began = time.perf_counter()
+        rate = engines.learning_rate(train, step, schedule.steps)
+        engines.set_learning_rate(engine, rate)
+        losses, tokens = [], 0
+        for groups in schedule.micro_batches(step, rank):
+            batch = collate(episodes, groups, tokenizer.pad_token_id)
+            tokens += batch.tokens
+            result: EpisodeLoss = engine(batch.to(device))
+            engine.backward(result.loss)
+            engine.step()  # updates at the step's last micro-batch only
+            losses.append(torch.stack([x.detach().float() for x in result]))
+        means, tokens = _reduce(torch.stack(losses).mean(0), tokens, workers)
+        seconds = time.perf_counter() - began
+        row = dict(zip(EpisodeLoss._fields, means, strict=True))
+        row |= {"step": step + 1, "gradient_norm": float(engine.get_global_grad_norm()), "learning_rate": rate}
+        row |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        if curve:
+            curve.add(row)
+        last = step + 1 == schedule.steps
+        if last or (step + 1) % train.checkpoint_every == 0:
+            _report(engine, step + 1, row, rank, device)
+
+
+def _resume(engine) -> int:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return engines.load_state(Path(folder), engine)
+
+
+def _reduce(means: torch.Tensor, tokens: int, workers: int) -> tuple[list[float], int]:
+    """Mean of the metrics and sum of the tokens over all workers."""
+    values = torch.cat([means, means.new_tensor([tokens])])
+    dist.all_reduce(values)
+    return (values[:-1] / workers).tolist(), int(values[-1])
+
+
+def _report(engine, step: int, row: dict[str, float], rank: int, device: torch.device) -> None:
+    """Every worker reports; the first one's report carries the checkpoint."""
+    tensors = engines.gather_state(engine)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            engines.save_state(Path(folder), tensors, step, {"metrics": row, "peak_memory_bytes": _peak(device)})
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(row, checkpoint=checkpoint)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _Curve:
+    """One CSV row per optimiser step, which the stage's progress bar reads while it grows."""
+
+    def __init__(self, path: Path, start: int):
+        self.path = path
+        kept = []
+        if start and path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, CURVE_FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def add(self, row: dict[str, float]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, CURVE_FIELDS).writerow(row)

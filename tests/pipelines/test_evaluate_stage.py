@@ -1,0 +1,230 @@
+"""The evaluate stage from files to files, on generated papers and a tiny random backbone."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from deltamem import DeltaMemConfig, get_delta_mem_model
+from pipelines import evaluate as stage
+from pipelines.backbone import load_backbone
+from pipelines.config import resolve_config
+from pipelines.errors import StageError
+from pipelines.evaluate import evaluate, first_questions
+from pipelines.layout import Layout
+from pipelines.preprocess import preprocess
+from pipelines.qasper.score import answer_f1
+
+CELL = ("tiny-random", "tsw", 42)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_backbone):
+    """Backbone, episodes and an adapter."""
+    settings = {
+        "name": "run",
+        "results_dir": str(tmp_path_factory.mktemp("evaluate")),
+        "backbones": ["tiny-random"],
+        "strategies": ["tsw"],
+        "benchmarks": ["qasper"],
+        "data": {
+            "source": "generated",
+            "generated": {"train_papers": 1, "eval_papers": 3, "facts_per_paper": 1},
+            "processes": 1,
+        },
+        "evaluate": {"use_gpu": False, "max_new_tokens": 4, "bootstrap_samples": 200},
+    }
+    config = resolve_config(settings, "test")
+    layout = Layout(config)
+    layout.backbone("tiny-random").parent.mkdir(parents=True)
+    layout.backbone("tiny-random").symlink_to(tiny_backbone)
+    preprocess(config, "tiny-random")
+    torch.manual_seed(0)
+    base, _ = load_backbone(layout.backbone("tiny-random"))
+    get_delta_mem_model(base, DeltaMemConfig()).save_pretrained(layout.adapter(*CELL))
+    return config
+
+
+@pytest.fixture
+def config(prepared, tmp_path):
+    """The same in a folder of its own, where things may be broken."""
+    folder = tmp_path / "results"
+    shutil.copytree(prepared.results_dir, folder, symlinks=True)
+    return prepared.model_copy(update={"results_dir": str(folder)})
+
+
+def change(config, **changes):
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
+
+
+def test_a_cell(config):
+    result = evaluate(config, *CELL, "qasper")
+    layout = Layout(config)
+    assert json.loads(layout.evaluation(*CELL, "qasper").read_text()) == result
+    assert {key: result[key] for key in ("benchmark", "version", "backbone", "strategy", "seed")} == {
+        "benchmark": "qasper",
+        "version": "1",
+        "backbone": "tiny-random",
+        "strategy": "tsw",
+        "seed": 42,
+    }
+    assert list(result["conditions"]) == ["none", "state", "swapped", "full"]
+    assert set(result["effects"]) == {
+        f"{effect}_{metric}" for effect in ("memory_effect", "context_recovery") for metric in ("nll", "f1")
+    }
+    records = pd.read_parquet(layout.records(*CELL, "qasper"))
+    questions = result["conditions"]["state"]["nll"]["n"]
+    assert len(records) == 4 * questions == 4 * records["question_id"].nunique()
+    assert result["conditions"]["full"]["nll"]["clusters"] == records["cluster_id"].nunique() == 3
+    means = records.groupby("condition")["nll"].mean()
+    for condition, numbers in result["conditions"].items():
+        assert numbers["nll"]["value"] == pytest.approx(means[condition])
+    for row in records.itertuples():
+        assert row.f1 == answer_f1(row.prediction, list(row.references))
+    assert set(result["cost"]["parts"]) == {"write", "none", "state", "swapped", "full"}
+    assert result["cost"]["peak_bytes"] > 2**20
+    inputs = result["provenance"]["inputs"]["digests"]
+    assert all(len(digest) == 64 for digest in inputs.values())
+    folder = layout.evaluation(*CELL, "qasper").parent
+    assert sorted(path.name for path in folder.iterdir()) == ["qasper.json", "qasper.records.parquet"]
+
+
+def test_the_frozen_backbone_needs_no_adapter(config):
+    Layout(config).adapter_weights(*CELL).unlink()
+    result = evaluate(config, "tiny-random", "frozen", 0, "qasper")
+    assert list(result["conditions"]) == ["none", "full"]
+    assert result["effects"] == {}
+    assert result["provenance"]["inputs"]["digests"]["adapter"] is None
+    assert Layout(config).evaluation("tiny-random", "frozen", 0, "qasper").is_file()
+
+
+def test_an_interrupted_job_goes_on(config, monkeypatch):
+    class Interrupted(stage.Engine):
+        def _ask_full(self, asked):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "Engine", Interrupted)
+        evaluate(config, *CELL, "qasper")
+    layout = Layout(config)
+    assert not layout.evaluation(*CELL, "qasper").exists()
+    unfinished = layout.evaluation(*CELL, "qasper").with_suffix(".records.jsonl")
+    kept = unfinished.read_text()
+    batches = kept.count('"prediction"')
+
+    class Counting(stage.Engine):
+        asked = 0
+
+        def _record(self, *arguments):
+            Counting.asked += 1
+            return super()._record(*arguments)
+
+    monkeypatch.setattr(stage, "Engine", Counting)
+    result = evaluate(config, *CELL, "qasper")
+    questions = result["conditions"]["full"]["nll"]["n"]
+    assert (batches, Counting.asked) == (3 * questions, questions)
+    # another adapter must not go on with this one's answers
+    unfinished.write_text(kept)
+    weights = layout.adapter_weights(*CELL)
+    base, _ = load_backbone(layout.backbone("tiny-random"))
+    get_delta_mem_model(base, DeltaMemConfig(beta_bias_init=0.0)).save_pretrained(weights.parent)
+    evaluate(config, *CELL, "qasper")
+    assert Counting.asked == questions + 4 * questions
+
+
+def test_a_try_lies_apart(config):
+    result = evaluate(change(config, conditions=["none", "swapped"]), *CELL, "qasper", limit=4)
+    layout = Layout(config)
+    assert result["conditions"]["none"]["nll"]["n"] == 4
+    assert result["conditions"]["none"]["nll"]["clusters"] == 3
+    assert not layout.evaluation(*CELL, "qasper").exists()
+    assert len(pd.read_parquet(layout.records(*CELL, "qasper-first4"))) == 8
+
+
+def test_first_questions_take_turns(config):
+    benchmark = stage.get_benchmark(
+        "qasper", config.entry("benchmarks", "qasper"), Layout(config).data("tiny-random", "eval")
+    )
+    contexts = list(benchmark.contexts())
+    assert [len(c.questions) for c in first_questions(contexts, 4)] == [2, 1, 1]
+    assert [c.context_id for c in first_questions(contexts, 2)] == [c.context_id for c in contexts[:2]]
+    assert first_questions(contexts, 10**6) == contexts
+
+
+def broken_adapter(layout):
+    layout.adapter_weights(*CELL).write_bytes(b"no tensors")
+
+
+def missing_adapter(layout):
+    layout.adapter_weights(*CELL).unlink()
+
+
+def corrupt_shard(layout):
+    shard = next(layout.data("tiny-random", "eval").glob("*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+
+
+def missing_episodes(layout):
+    layout.data_manifest("tiny-random", "eval").unlink()
+
+
+def missing_backbone(layout):
+    layout.backbone("tiny-random").unlink()
+
+
+@pytest.mark.parametrize(
+    ("breaking", "message"),
+    [
+        (broken_adapter, "can't be used"),
+        (missing_adapter, "no adapter to evaluate"),
+        (corrupt_shard, "shard-00000.arrow"),
+        (missing_episodes, "run the preprocess stage"),
+        (missing_backbone, "not a complete backbone folder"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named(breaking, message, config):
+    breaking(Layout(config))
+    with pytest.raises(StageError, match=message):
+        evaluate(config, *CELL, "qasper")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny-random", "tsv", 42, "qasper"), "'tsv' is not among tsw"),
+        (("tiny-random", "tsw", 7, "qasper"), "7 is not among"),
+        (("tiny", "tsw", 42, "qasper"), "'tiny' is not among tiny-random"),
+        (("tiny-random", "tsw", 42, "locomo"), "'locomo' is not among qasper"),
+    ],
+)
+def test_unknown_names(arguments, message, config):
+    with pytest.raises(StageError, match=message):
+        evaluate(config, *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_missing_gpu(config):
+    with pytest.raises(StageError, match="no CUDA device"):
+        evaluate(change(config, use_gpu=True), *CELL, "qasper")
+
+
+@pytest.mark.slow
+def test_the_program(config, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    command = [sys.executable, "-m", "pipelines.evaluate", "--config", str(path), "--backbone", "tiny-random"]
+    run = subprocess.run(
+        [*command, "--strategy", "tsw", "--seed", "42", "--benchmark", "qasper"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    total = json.loads(Layout(config).evaluation(*CELL, "qasper").read_text())["prompts"]["full"] * 4
+    assert f"full: {total} of {total}" in run.stdout
+    assert "memory_effect_nll" in run.stdout

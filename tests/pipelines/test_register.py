@@ -1,0 +1,177 @@
+"""Registration in a real MLflow store in a temporary folder."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.errors import StageError
+from pipelines.model_store import tracking_uri
+from pipelines.register import choose_champion, register_cell
+
+CELL = ("tiny-random", "tsw", 42)
+
+
+@pytest.fixture
+def registered(finished_run):
+    run = finished_run()
+    for strategy in run.config.strategies:
+        register_cell(run.config, "tiny-random", strategy, 42)
+    choose_champion(run.config, "tiny-random")
+    uri = tracking_uri(run.config)
+    return run, MlflowClient(uri, uri)
+
+
+def test_a_cell_becomes_a_run_and_a_version(registered):
+    run, client = registered
+    version = client.get_model_version_by_alias("deltamem-tiny-random-tsw", "champion")
+    logged = client.get_run(version.run_id)
+    assert logged.data.params["learning_rate"] == "0.0002"
+    assert logged.data.params["adapter.strategy"] == "tsw"
+    assert logged.data.metrics["qasper/state/nll"] == 4.0
+    assert logged.data.metrics["qasper/memory_effect_nll/low"] == pytest.approx(0.4)
+    history = client.get_metric_history(version.run_id, "curve/loss")
+    assert [(point.step, point.value) for point in history][:2] == [(1, 3.0), (2, 1.5)]
+    record = json.loads(run.layout.backbone_record("tiny-random").read_text())
+    assert version.tags["backbone_digest"] == record["digest"]
+    assert {"config_hash", "commit", "data_digest", "adapter_digest", "backbone_revision"} <= set(
+        version.tags
+    )
+    assert [file.path for file in client.list_artifacts(version.run_id, "evals")] == [
+        "evals/qasper.json",
+        "evals/qasper.records.parquet",
+    ]
+
+
+def test_the_backbones_champion_is_its_best_cell(registered):
+    run, client = registered
+    best = client.get_model_version_by_alias("deltamem-tiny-random", "champion")
+    assert best.tags["strategy"] == "msw"
+    choice = json.loads(run.layout.champion("tiny-random").read_text())
+    assert (choice["strategy"], choice["score"]) == ("msw", 1.5)
+
+
+def test_lower_can_be_better(finished_run):
+    run = finished_run(register={"champion_metric": "qasper/swapped/nll", "higher_is_better": False})
+    for strategy in run.config.strategies:
+        register_cell(run.config, "tiny-random", strategy, 42)
+    assert choose_champion(run.config, "tiny-random")["strategy"] == "tsw"
+
+
+def test_registering_again_makes_no_second_version(registered):
+    run, client = registered
+    run.evaluate(*CELL, effect=7.0)
+    record = register_cell(run.config, *CELL)
+    champion = choose_champion(run.config, "tiny-random")
+    assert (record["version"], champion["strategy"], champion["version"]) == ("1", "tsw", "2")
+    assert len(client.search_model_versions("name = 'deltamem-tiny-random-tsw'")) == 1
+    assert client.get_run(record["run_id"]).data.metrics["qasper/memory_effect_nll"] == 7.0
+    assert len(client.get_metric_history(record["run_id"], "curve/loss")) == 5
+
+
+def test_a_changed_adapter_makes_a_new_version(registered):
+    run, _ = registered
+    card = run.layout.adapter(*CELL) / "adapter_config.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "alpha": 8.0}))
+    assert register_cell(run.config, *CELL)["version"] == "2"
+
+
+def test_a_broken_off_run_is_made_anew(finished_run):
+    run = finished_run()
+    curve = run.layout.curve(*CELL).read_text()
+    run.layout.curve(*CELL).write_text("step,loss\n1,broken")
+    with pytest.raises(ValueError, match="broken"):
+        register_cell(run.config, *CELL)
+    run.layout.curve(*CELL).write_text(curve)
+    record = register_cell(run.config, *CELL)
+    client = MlflowClient(tracking_uri(run.config))
+    runs = client.search_runs([client.get_experiment_by_name("finished").experiment_id])
+    assert [found.info.run_id for found in runs] == [record["run_id"]]
+
+
+def test_the_best_seed_is_the_strategys_champion(finished_run):
+    run = finished_run(seeds=[1, 2], strategies=["tsw"])
+    run.evaluate("tiny-random", "tsw", 1, effect=9.0)
+    (run.layout.adapter("tiny-random", "tsw", 2) / "adapter_model.safetensors").write_bytes(b"other")
+    for seed in (1, 2):
+        register_cell(run.config, "tiny-random", "tsw", seed)
+    client = MlflowClient(tracking_uri(run.config))
+    assert client.get_model_version_by_alias("deltamem-tiny-random-tsw", "champion").tags["seed"] == "1"
+
+
+LOAD_ELSEWHERE = """
+import sys
+import mlflow, torch
+from deltamem import DeltaMemModel
+from pipelines.backbone import load_backbone
+
+uri, name, folder = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+chat = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+reply = chat.predict([{"role": "user", "content": "What is it?"}], params={"max_new_tokens": 4})
+assert isinstance(reply, str)
+model = DeltaMemModel.from_pretrained(load_backbone(folder)[0], f"models:/{name}@champion")
+print(model.config.strategy)
+"""
+
+
+@pytest.mark.slow
+def test_another_process_loads_the_champion(registered):
+    run, _ = registered
+    arguments = [tracking_uri(run.config), "deltamem-tiny-random", str(run.layout.backbone("tiny-random"))]
+    environment = {
+        "PYTHONPATH": ":".join(path for path in sys.path if path),
+        "PATH": "",
+        "HOME": str(run.layout.root),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD_ELSEWHERE, *arguments], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == "msw"
+
+
+def test_a_moved_backbone_is_named(registered):
+    run, _ = registered
+    mlflow.set_tracking_uri(tracking_uri(run.config))
+    elsewhere = {"backbone": str(run.layout.root / "elsewhere")}
+    with pytest.raises(StageError, match="backbone is not at .*elsewhere"):
+        mlflow.pyfunc.load_model("models:/deltamem-tiny-random@champion", model_config=elsewhere)
+
+
+def test_a_locked_store_is_named(finished_run, tmp_path):
+    store = tmp_path / "store.db"
+    run = finished_run(register={"tracking_uri": f"sqlite:///{store}?timeout=0.1"})
+    register_cell(run.config, *CELL)
+    database = sqlite3.connect(store)
+    database.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(StageError, match=r"sqlite:///.*store\.db.*locked by another program"):
+            register_cell(run.config, *CELL)
+    finally:
+        database.rollback()
+        database.close()
+
+
+def test_an_unreachable_store_is_named(finished_run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run = finished_run(register={"tracking_uri": "http://127.0.0.1:9"})
+    with pytest.raises(StageError, match=r"http://127\.0\.0\.1:9 can't be used"):
+        register_cell(run.config, *CELL)
+
+
+def test_a_missing_evaluation_is_named(finished_run):
+    run = finished_run()
+    run.layout.evaluation(*CELL, "qasper").unlink()
+    with pytest.raises(StageError, match="pipelines.evaluate"):
+        register_cell(run.config, *CELL)
+
+
+def test_a_metric_that_was_not_measured_is_named(finished_run):
+    run = finished_run(register={"champion_metric": "qasper/memory_effect_bleu"})
+    with pytest.raises(StageError, match=r"no 'qasper/memory_effect_bleu'; they have .*memory_effect_nll"):
+        register_cell(run.config, *CELL)

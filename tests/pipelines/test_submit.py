@@ -1,0 +1,79 @@
+"""Submission to a real Ray head of this machine."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+def submit(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines.submit", "--address", address]
+    command += ["--configfile", "configs/quickstart.yaml", "--", "--dry-run", "--cores", "1"]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=PROJECT, env={**os.environ, **environment}
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path_factory):
+    # the temporary folder is short, because socket paths are limited, and not Ray's own, where other programs
+    # would find this cluster
+    folder = Path(f"/tmp/dm{os.getpid()}")
+    port = free_port()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
+    command += [f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    command += [f"--temp-dir={folder}", "--object-store-memory=80000000"]
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "kernels")])
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **environment, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail(f"Ray didn't start: {''.join(said)}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_the_workflow_runs_as_a_job(head):
+    refused = submit(head, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN[::-1])
+    assert refused.returncode == 1
+    assert "asks for a token" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    done = submit(head, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "Training msw on smollm2-135m-instruct" in done.stdout
+
+
+def test_an_unreachable_cluster_is_named():
+    result = submit("http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert "no Ray job server at http://127.0.0.1:9" in result.stderr
+    assert "Traceback" not in result.stderr

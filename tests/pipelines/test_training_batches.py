@@ -1,0 +1,90 @@
+"""The order of episodes and their tensors: fixed, complete, and the same for any number of workers."""
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.config import Train
+from pipelines.errors import StageError
+from pipelines.shards import SCHEMA
+from pipelines.training.batches import Schedule, collate
+from pipelines.training.engine import learning_rate
+
+
+def episodes(questions_per_paper, width=lambda paper: 5):
+    rows = []
+    for paper, count in enumerate(questions_per_paper):
+        context = list(range(3, 3 + width(paper)))
+        for question in range(count):
+            rows.append({
+                "paper_id": f"p{paper}", "question_id": f"p{paper}q{question}", "context_ids": context,
+                "segment_ids": [0] * len(context), "messages": [], "question": "?",
+                "question_ids": [7] * (question + 1), "answer": "!", "answer_ids": [8, 9][: 1 + question % 2],
+                "answer_type": "extractive", "references": ["!"],
+            })  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def train(**values):
+    return Train.model_validate({"batch_size": 4, "micro_batch_size": 1, "num_workers": 2, **values})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    st.sampled_from([(1, 1), (2, 2), (4, 1)]),
+    st.integers(1, 3),
+    st.integers(0, 99),
+)
+def test_an_epoch_asks_every_question_and_workers_only_share_it_out(counts, shape, per_write, seed):
+    workers, micro = shape
+    options = train(batch_size=4 * per_write, micro_batch_size=micro * per_write, questions_per_write=per_write)
+    table = episodes(counts, width=lambda paper: 3 + paper % 4)
+    schedule, alone = Schedule(table, options, seed, workers), Schedule(table, options, seed, 1)
+    seen = []
+    for step in range(schedule.steps):
+        dealt = [schedule.micro_batches(step, rank) for rank in range(workers)]
+        assert {len(batches) for batches in dealt} == {schedule.accumulation}
+        groups = sorted(group for batches in dealt for batch in batches for group in batch)
+        assert groups == sorted(group for batch in alone.micro_batches(step, 0) for group in batch)
+        seen += [row for group in groups for row in group]
+    assert set(seen) == set(range(len(table)))
+    assert schedule.micro_batches(0, 0) == Schedule(table, options, seed, workers).micro_batches(0, 0)
+
+
+def test_the_papers_epoch_has_seventy_steps():
+    """2,219 episodes, 8 GPUs × batch 1 × accumulation 4 (paper, Training recipe)."""
+    schedule = Schedule(episodes([1] * 2219), Train(), 42, 8)
+    assert (schedule.steps, schedule.accumulation) == (70, 4)
+
+
+def test_batches_that_cannot_be_dealt_out_and_empty_data_are_errors():
+    with pytest.raises(StageError, match="can't be dealt to 3 workers"):
+        Schedule(episodes([1] * 9), train(), 0, 3)
+    with pytest.raises(StageError, match="no training episodes"):
+        Schedule(episodes([]), train(), 0, 2)
+
+
+def test_collate_pads_contexts_right_and_answers_end_together():
+    table = episodes([3, 1], width=lambda paper: 4 + paper)
+    batch = collate(table, [[0, 1, 2], [3]], pad_id=0)
+    assert batch.context_ids.tolist() == [[3, 4, 5, 6, 0], [3, 4, 5, 6, 7]]
+    assert batch.segment_ids.tolist() == [[0, 0, 0, 0, -1], [0] * 5]
+    assert batch.input_ids.tolist() == [[0, 0, 7, 8], [7, 7, 8, 9], [7, 7, 7, 8], [0, 0, 7, 8]]
+    assert batch.answer_lengths.tolist() == [1, 2, 1, 1] and batch.owner.tolist() == [0, 0, 0, 1]
+    assert batch.tokens == 4 + 5 + 2 + 4 + 4 + 2
+    assert torch.equal(batch.attention_mask, (batch.input_ids != 0).long())
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero_as_transformers_does():
+    from transformers import get_cosine_schedule_with_warmup
+
+    options = Train(learning_rate=3e-4, warmup_ratio=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    reference = get_cosine_schedule_with_warmup(optimizer, 7, 70)
+    for step in range(70):
+        assert learning_rate(options, step, 70) == pytest.approx(reference.get_last_lr()[0], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        reference.step()
