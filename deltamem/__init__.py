@@ -9,6 +9,7 @@ from deltamem.errors import DeltaMemError
 # These need torch and transformers, whose import takes ten seconds: whoever only checks a configuration
 # shouldn't wait for it.
 _LOADED_ON_USE = {
+    "ChatSession": "deltamem.session",
     "DeltaMemModel": "deltamem.model",
     "DeltaMemOutput": "deltamem.model",
     "DeltaMemory": "deltamem.memory",

@@ -23,3 +23,11 @@ class MemoryMismatchError(DeltaMemError):
 
 class SegmentsMissingError(DeltaMemError):
     """SSW was asked to write without being told where messages begin and end."""
+
+
+class WindowError(DeltaMemError):
+    """Messages that don't fit the context window of a chat."""
+
+
+class SnapshotError(DeltaMemError):
+    """A saved chat that is damaged, or belongs to another adapter or backbone."""

@@ -60,8 +60,8 @@ class DeltaMemModel(nn.Module):
             }
         )
         by_index = {int(i): layer for i, layer in self.memory_layers.items()}
-        attach(decoder, by_index)
-        base_model.register_forward_pre_hook(insert_call, with_kwargs=True)
+        self._hooks = attach(decoder, by_index)
+        self._hooks.append(base_model.register_forward_pre_hook(insert_call, with_kwargs=True))
         # a tuple, so that the shared modules are not registered twice
         self._write_trunk = (write_trunk(decoder, by_index),)
         self._adapter_disabled = False
@@ -256,6 +256,12 @@ class DeltaMemModel(nn.Module):
             yield
         finally:
             self._adapter_disabled = before
+
+    def unload(self) -> PreTrainedModel:
+        """Take the adapter off; returns the backbone as it was (still frozen)."""
+        for hook in self._hooks:
+            hook.remove()
+        return self.base_model
 
     def merge_and_unload(self) -> None:
         raise DeltaMemError(

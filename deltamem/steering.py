@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from deltamem.decoder import Decoder, DecoderLayer, Projection
 from deltamem.layer import DeltaMemLayer
@@ -33,6 +34,7 @@ class DeltaCall:
         write: False reads only.
         memory_out: {layer: [B, N, r, r]} after the pass, filled while it runs.
         gates: {layer: mean β}, filled where it is a dict.
+        in_place: write new states into the tensors of ``memory_in`` (graph capture).
     """
 
     memory_in: dict[int, Tensor]
@@ -41,11 +43,14 @@ class DeltaCall:
     write: bool = True
     memory_out: dict[int, Tensor] = field(default_factory=dict)
     gates: dict[int, Tensor] | None = None
+    in_place: bool = False
 
     def run(self, index: int, layer: DeltaMemLayer, x: Tensor) -> Tensor:
         """Read and write layer ``index`` given its attention's input x [B, T, hidden]; the reads [B, T, N·r]."""
         projected = layer.project(x)
         reads, state = layer(projected, self.memory_in[index], self.valid, self.segments, self.write)
+        if self.in_place:
+            state = self.memory_in[index].copy_(state)
         self.memory_out[index] = state
         if self.gates is not None:
             self.gates[index] = layer.mean_gate(projected, self.valid, self.segments)
@@ -56,17 +61,20 @@ class DeltaCall:
 _now: ContextVar[tuple[DeltaMemLayer, Tensor] | None] = ContextVar("deltamem_steering", default=None)
 
 
-def attach(decoder: Decoder, memory_layers: dict[int, DeltaMemLayer]) -> None:
-    """Register the hooks on every attention module of the backbone."""
+def attach(decoder: Decoder, memory_layers: dict[int, DeltaMemLayer]) -> list[RemovableHandle]:
+    """Register the hooks on every attention module of the backbone; the handles take them off again."""
+    handles = []
     for index, layer in enumerate(decoder.layers):
         memory_layer = memory_layers.get(index)
-        layer.attention.register_forward_pre_hook(_enter(index, memory_layer), with_kwargs=True)
+        enter = _enter(index, memory_layer)
+        handles.append(layer.attention.register_forward_pre_hook(enter, with_kwargs=True))
         if memory_layer is None:
             continue
-        layer.attention.register_forward_hook(_leave, always_call=True)
+        handles.append(layer.attention.register_forward_hook(_leave, always_call=True))
         for head in memory_layer.steer:
             projection = layer.projections[head]
-            projection.module.register_forward_hook(_steer(head, projection))
+            handles.append(projection.module.register_forward_hook(_steer(head, projection)))
+    return handles
 
 
 def _enter(index: int, memory_layer: DeltaMemLayer | None):

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,12 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.baselines.settings import (
+    Bm25Strategy,
+    LlmLingua2Strategy,
+    LoraStrategy,
+    MemoryBankStrategy,
+)
 from pipelines.benchmarks.settings import BenchmarkSettings
 from pipelines.config_errors import ConfigError, describe
 from pipelines.config_files import NAMED_KINDS, merge_named_entries, read_mapping
@@ -81,11 +87,26 @@ Backbone = Annotated[
 class DeltaStrategy(Section):
     """A delta-mem adapter: how its memory is written, and what its training changes."""
 
-    kind: Literal["delta"] = "delta"
+    trained: ClassVar[bool] = True
+
+    kind: Literal["delta"]
     adapter: dict[str, Any] = Field(description="fields of deltamem.DeltaMemConfig")
     train: dict[str, Any] = Field(
         default_factory=dict, description="keys of the train section that differ here"
     )
+
+
+def _delta_by_default(value: Any) -> Any:
+    return {"kind": "delta", **value} if isinstance(value, Mapping) else value
+
+
+Strategy = Annotated[
+    Annotated[
+        DeltaStrategy | LoraStrategy | Bm25Strategy | LlmLingua2Strategy | MemoryBankStrategy,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_delta_by_default),
+]
 
 
 class Generated(Section):
@@ -188,7 +209,7 @@ class Config(Section):
     name: Name
     results_dir: str = "results"
     backbones: Annotated[dict[Name, Backbone], Field(min_length=1)]
-    strategies: Annotated[dict[Name, DeltaStrategy], Field(min_length=1)]
+    strategies: Annotated[dict[Name, Strategy], Field(min_length=1)]
     benchmarks: Annotated[dict[Name, BenchmarkSettings], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(unique)] = [42]
     data: Data
@@ -202,6 +223,8 @@ class Config(Section):
         if seed not in self.seeds:
             raise ConfigError(f"seeds: {seed} is not among {self.seeds}")
         chosen = self.entry("strategies", strategy)
+        if not chosen.trained:
+            raise ConfigError(f"strategies: {strategy!r} ({chosen.kind}) has nothing to train")
         train = Train.model_validate({**self.train.model_dump(), **chosen.train})
         return Cell(backbone, self.entry("backbones", backbone), strategy, chosen, seed, train)
 
@@ -224,7 +247,7 @@ class Cell:
     backbone_name: str
     backbone: HubBackbone | LocalBackbone | PackageBackbone | RandomBackbone
     strategy_name: str
-    strategy: DeltaStrategy
+    strategy: DeltaStrategy | LoraStrategy
     seed: int
     train: Train
 
@@ -250,7 +273,7 @@ def resolve_config(mapping: Mapping[str, Any], where: str) -> Config:
     return config
 
 
-def _check_strategy(config: Config, name: str, strategy: DeltaStrategy, where: str) -> None:
+def _check_strategy(config: Config, name: str, strategy: Strategy, where: str) -> None:
     from deltamem.config import DeltaMemConfig
 
     if name == FROZEN:
@@ -260,6 +283,8 @@ def _check_strategy(config: Config, name: str, strategy: DeltaStrategy, where: s
         Train.model_validate({**config.train.model_dump(), **strategy.train})
     except ValidationError as error:
         raise ConfigError(describe(error, Train, where, {}, (*prefix, "train"))) from None
+    if not isinstance(strategy, DeltaStrategy):
+        return
     try:
         DeltaMemConfig.from_dict(strategy.adapter)
     except (TypeError, ValueError) as error:

@@ -40,11 +40,20 @@ def train(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, 
     }
 
 
-def evaluate(config: Config, benchmark: str) -> dict[str, Any]:
-    return {
+def evaluate(config: Config, strategy: str, benchmark: str) -> dict[str, Any]:
+    part = {
         "benchmark": _plain(config.entry("benchmarks", benchmark)),
         "evaluate": _plain(config.evaluate, _HOW_EVALUATE),
     }
+    if not needs_adapter(config, strategy):
+        # of a trained strategy the adapter's own record tells
+        part["strategy"] = FROZEN if strategy == FROZEN else _plain(config.entry("strategies", strategy))
+    return part
+
+
+def needs_adapter(config: Config, strategy: str) -> bool:
+    """Whether a strategy, or ``frozen``, is evaluated with an adapter that has to be trained first."""
+    return strategy != FROZEN and config.entry("strategies", strategy).trained
 
 
 def register(config: Config) -> dict[str, Any]:
@@ -58,13 +67,22 @@ def report(config: Config) -> dict[str, Any]:
 def cells(config: Config, backbone: str | None = None) -> list[tuple[str, str, int]]:
     """Every training cell (backbone, strategy, seed), of one backbone or of all."""
     backbones = config.backbones if backbone is None else [backbone]
-    return [(b, s, seed) for b in backbones for s in config.strategies for seed in config.seeds]
+    trained = [name for name, strategy in config.strategies.items() if strategy.trained]
+    return [(b, s, seed) for b in backbones for s in trained for seed in config.seeds]
 
 
 def evaluations(config: Config) -> list[tuple[str, str, int, str]]:
-    """Every evaluation (backbone, strategy, seed, benchmark): the frozen backbones first, then the cells."""
-    frozen = [(name, FROZEN, 0) for name in config.backbones]
-    return [(*cell, benchmark) for cell in [*frozen, *cells(config)] for benchmark in config.benchmarks]
+    """Every evaluation (backbone, strategy, seed, benchmark): first what needs no training, under seed 0.
+
+    A baseline that changes the history has nothing to do on a benchmark without one.
+    """
+    histories = [name for name, benchmark in config.benchmarks.items() if benchmark.kind != "lm_eval"]
+    untrained = [name for name, strategy in config.strategies.items() if not strategy.trained]
+    return [
+        *((name, FROZEN, 0, benchmark) for name in config.backbones for benchmark in config.benchmarks),
+        *((name, strategy, 0, b) for name in config.backbones for strategy in untrained for b in histories),
+        *((*cell, benchmark) for cell in cells(config) for benchmark in config.benchmarks),
+    ]
 
 
 def _plain(section: BaseModel, leave_out: set[str] = frozenset()) -> dict[str, Any]:

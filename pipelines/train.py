@@ -151,6 +151,7 @@ def _start_ray(cell: Cell) -> None:
     else:
         # sockets lie under this folder and their paths may not pass 107 bytes
         ray.init(
+            address="local",
             num_cpus=max(os.cpu_count() or 1, train.num_workers * train.cpus_per_worker),
             include_dashboard=False,
             log_to_driver=False,

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -63,7 +64,7 @@ class Schedule:
         self.groups = _group(episodes["paper_id"].to_pylist(), train.questions_per_write)
         if not self.groups:
             raise StageError("there are no training episodes: see the preprocess stage's manifest for what it dropped")
-        self.lengths = pa.compute.list_value_length(episodes["context_ids"]).to_pylist()
+        self.lengths = pc.list_value_length(episodes["context_ids"]).to_pylist()
         self.micro = max(1, train.micro_batch_size // train.questions_per_write)
         self.per_step = max(1, train.batch_size // train.questions_per_write)
         if self.per_step % (self.micro * workers):

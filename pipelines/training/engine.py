@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -53,16 +52,6 @@ def make_engine(objective: nn.Module, train: Train, micro_batch: int, accumulati
     )
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
     return engine
-
-
-def learning_rate(train: Train, step: int, steps: int) -> float:
-    """Linear warm-up, then cosine to zero (or constant), as transformers' schedules count their steps."""
-    warmup = math.ceil(train.warmup_ratio * steps)
-    if step < warmup:
-        return train.learning_rate * step / warmup
-    if train.schedule == "constant":
-        return train.learning_rate
-    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def set_learning_rate(engine, value: float) -> None:

@@ -22,6 +22,7 @@ from pipelines.layout import Layout
 from pipelines.shards import open_episodes
 from pipelines.training import engine as engines
 from pipelines.training.batches import Schedule, collate
+from pipelines.training.learning_rate import learning_rate
 from pipelines.training.objective import EpisodeLoss, MemoryObjective
 
 CURVE_FIELDS = ("step", "loss", "answer_nll", "write_gate", "state_norm", "gradient_norm", "learning_rate",
@@ -64,7 +65,7 @@ def train_worker(task: dict[str, Any]) -> None:
 
     for step in range(start, schedule.steps):
         began = time.perf_counter()
-        rate = engines.learning_rate(train, step, schedule.steps)
+        rate = learning_rate(train, step, schedule.steps)
         engines.set_learning_rate(engine, rate)
         losses, tokens = [], 0
         for groups in schedule.micro_batches(step, rank):

@@ -135,6 +135,13 @@ def test_the_adapter_can_be_switched_off_but_not_merged(tiny_model):
         model.merge_and_unload()
 
 
+def test_an_adapter_taken_off_leaves_the_backbone_as_it_was(tiny_model):
+    base = tiny_model("qwen3")
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in base.modules()]
+    assert get_delta_mem_model(base).unload() is base
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in base.modules()] == hooks
+
+
 # --- segments -------------------------------------------------------------------------------------------------------
 
 

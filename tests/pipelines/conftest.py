@@ -90,7 +90,7 @@ class FinishedRun:
             "conditions": {name: {"nll": interval(scores[name]), "f1": interval(0.3)} for name in conditions},
             "effects": {} if strategy == FROZEN else effects,
             "cost": {"seconds": 12.5, "tokens_per_second": 800.0},
-            "provenance": provenance(parts.evaluate(self.config, "qasper")),
+            "provenance": provenance(parts.evaluate(self.config, strategy, "qasper")),
         }
         self._json(self.layout.evaluation(backbone, strategy, seed, "qasper"), result)
         rows = [

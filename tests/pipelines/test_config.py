@@ -213,7 +213,7 @@ def test_parts_hold_what_their_stage_depends_on():
     after = resolve_config(settings(**ways), "here")
     assert parts.train(before, *cell) == parts.train(after, *cell)
     assert parts.preprocess(before) == parts.preprocess(after)
-    assert parts.evaluate(before, "qasper") == parts.evaluate(after, "qasper")
+    assert parts.evaluate(before, "s", "qasper") == parts.evaluate(after, "s", "qasper")
 
     other = resolve_config(settings(train__write_penalty=0.5, data__overlong="truncate"), "here")
     assert parts.train(before, *cell) != parts.train(other, *cell)

@@ -228,3 +228,32 @@ def test_the_program(config, tmp_path):
     total = json.loads(Layout(config).evaluation(*CELL, "qasper").read_text())["prompts"]["full"] * 4
     assert f"full: {total} of {total}" in run.stdout
     assert "memory_effect_nll" in run.stdout
+
+
+@pytest.mark.slow
+def test_a_task_of_the_harness(prepared, tmp_path):
+    data = tmp_path / "prompts.jsonl"
+    rows = [
+        {
+            "key": number,
+            "prompt": f"Say {number} without a comma.",
+            "instruction_id_list": ["punctuation:no_comma"],
+            "kwargs": [{}],
+        }
+        for number in range(3)
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    settings = json.loads(prepared.to_json())
+    metrics = ["prompt_level_strict_acc", "prompt_level_loose_acc"]
+    task = {"kind": "lm_eval", "version": 1, "task": "ifeval", "metrics": metrics, "data_file": str(data)}
+    config = resolve_config(
+        settings
+        | {"benchmarks": {"ifeval": task}, "register": {"champion_metric": "ifeval/full/" + metrics[0]}},
+        "test",
+    )
+    result = evaluate(config, *CELL, "ifeval", limit=2)
+    assert list(result["conditions"]) == ["full"]
+    assert set(result["conditions"]["full"]) == set(metrics)
+    assert result["conditions"]["full"][metrics[0]]["n"] == 2
+    assert result["harness"]["task"] == "ifeval"
+    assert len(pd.read_parquet(Layout(config).records(*CELL, "ifeval-first2"))) == 2

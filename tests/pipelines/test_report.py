@@ -47,6 +47,7 @@ def test_the_page_stands_alone_and_shows_every_cell(finished_run):
     assert "tiny-random msw 42 5.000 [4.900, 5.100] 4.000" in text
     assert "not finished" in text, "nothing is registered yet"
     assert "better the right history" in text
+    assert " nan " not in text
 
 
 def test_registered_models_are_named(finished_run):

@@ -10,7 +10,7 @@ from pipelines.config import Train
 from pipelines.errors import StageError
 from pipelines.shards import SCHEMA
 from pipelines.training.batches import Schedule, collate
-from pipelines.training.engine import learning_rate
+from pipelines.training.learning_rate import learning_rate
 
 
 def episodes(questions_per_paper, width=lambda paper: 5):

@@ -46,6 +46,7 @@ def _worker(rank, workers, port, folder, tests, start_from):
     from pipelines.shards import SCHEMA
     from pipelines.training import engine as engines
     from pipelines.training.batches import Schedule, collate
+    from pipelines.training.learning_rate import learning_rate
 
     torch.distributed.init_process_group("gloo", rank=rank, world_size=workers)
     train = Train(batch_size=4, num_workers=workers, learning_rate=1e-2, precision="float32", epochs=9)
@@ -54,7 +55,7 @@ def _worker(rank, workers, port, folder, tests, start_from):
     engine = engines.make_engine(_objective(), train, schedule.micro, schedule.accumulation, torch.device("cpu"))
     first = engines.load_state(folder / start_from, engine) if start_from else 0
     for step in range(first, STEPS):
-        engines.set_learning_rate(engine, engines.learning_rate(train, step, STEPS))
+        engines.set_learning_rate(engine, learning_rate(train, step, STEPS))
         for groups in schedule.micro_batches(step, rank):
             engine.backward(engine(collate(table, groups, 0)).loss)
             engine.step()

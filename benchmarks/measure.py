@@ -1,0 +1,77 @@
+"""Timing and the circumstances of a measurement."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+
+def median_seconds(function: Callable[[], Any], device: torch.device, repeats: int = 5, warmup: int = 2) -> float:
+    """Median wall time of a call, with the device idle before and after."""
+    for _ in range(warmup):
+        function()
+    times = []
+    for _ in range(repeats):
+        _wait(device)
+        began = time.perf_counter()
+        function()
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def peak_gib(function: Callable[[], Any], device: torch.device) -> float:
+    """Peak GPU memory of a call in GiB (0 on a CPU)."""
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    _wait(device)
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def circumstances(device: torch.device) -> dict[str, str]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    try:
+        import triton
+
+        versions["triton"] = triton.__version__
+    except ImportError:
+        pass
+    return {"device": name, **versions}
+
+
+def report(rows: list[dict[str, Any]], title: str, device: torch.device, out: Path | None) -> None:
+    """Print a table, and write rows and circumstances as JSON."""
+    around = circumstances(device)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"title": title, "circumstances": around, "rows": rows}, indent=1) + "\n")
+    table = Table(title=f"{title} ({', '.join(f'{k} {v}' for k, v in around.items())})")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+    for row in rows:
+        table.add_row(*(_show(row.get(column)) for column in columns))
+    Console(width=200).print(table)
+
+
+def _show(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,153 @@
+"""Sessions beside plain generate: `python -m benchmarks.serving --help`.
+
+Two questions. What does a turn of a resumed session cost, whose history is in its saved cache, against
+reading the whole prompt again? And how fast do 1 and 8 sessions decode in the server's engine (with each turn
+saved to disk), against transformers' own ``generate`` on the backbone and on the δ-mem model, at the same
+batch and context?
+"""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.measure import median_seconds, report
+from benchmarks.shapes import random_backbone
+from deltamem import ChatSession, DeltaMemConfig, get_delta_mem_model
+from deltamem.chat_runtime import ChatRuntime
+from deltamem.server.engine import Engine, Finished, Job
+from deltamem.server.metrics import Metrics
+from deltamem.server.store import SessionStore, StoreLimits
+from deltamem.turn import Turn, TurnOptions
+from pipelines.backbone_sources.random_weights import byte_tokenizer
+
+
+def main(
+    base: Annotated[
+        str | None, typer.Option(help="backbone folder; its weights don't matter for time")
+    ] = None,
+    shape: Annotated[
+        str, typer.Option(help="without --base: qwen3-4b, qwen3-8b, smollm3-3b or tiny")
+    ] = "tiny",
+    strategy: Annotated[str, typer.Option(help="tsw, ssw or msw")] = "tsw",
+    context: Annotated[int, typer.Option(help="tokens of history before the turn that is timed")] = 1024,
+    tokens: Annotated[int, typer.Option(help="tokens decoded per reply")] = 64,
+    sessions: Annotated[list[int], typer.Option(help="sessions at once")] = [1, 8],  # noqa: B006
+    repeats: int = 3,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
+) -> None:
+    """Seconds to the first token of a resumed session, and tokens per second of concurrent sessions."""
+    place, kind = torch.device(device), getattr(torch, dtype)
+    if base is None:
+        backbone, tokenizer = random_backbone(shape, place).to(kind), byte_tokenizer()
+    else:
+        backbone = AutoModelForCausalLM.from_pretrained(base, dtype=kind).to(place).eval()
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    model = get_delta_mem_model(backbone, DeltaMemConfig(strategy=strategy)).requires_grad_(False).eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        rows = list(_resumed(model, tokenizer, context, Path(folder) / "session", repeats, place))
+        for count in sessions:
+            rows += _generate(model, context, tokens, count, repeats, place)
+            rows.append(_served(model, tokenizer, context, tokens, count, Path(folder) / f"store{count}"))
+    report(rows, f"Sessions on {base or shape}, {strategy}, {context} tokens of history", place, out)
+
+
+def _history(tokenizer, length: int) -> str:
+    """Words that make about ``length`` tokens."""
+    word = len(tokenizer("word " * 100, add_special_tokens=False).input_ids) / 100
+    return "word " * round(length / word)
+
+
+def _resumed(model, tokenizer, context, folder, repeats, place):
+    chat = ChatSession(model, tokenizer)
+    chat.send(_history(tokenizer, context), max_new_tokens=2)
+    chat.save(folder)
+    question = [{"role": "user", "content": "And what now?"}]
+    restored = ChatSession.load(model, tokenizer, folder)
+    fed = []
+    hook = model.base_model.get_input_embeddings().register_forward_hook(
+        lambda m, args, y: fed.append(args[0].shape[1])
+    )
+
+    def first_token(state, messages):
+        Turn(restored.runtime, state, messages, TurnOptions()).prefill()
+
+    scratch = restored.runtime.new_state()
+    for what, function in {
+        "restore from disk": lambda: ChatSession.load(model, tokenizer, folder),
+        "first token, resumed": lambda: first_token(restored.state, question),
+        "first token, from scratch": lambda: first_token(scratch, [*restored.messages, *question]),
+    }.items():
+        fed.clear()
+        seconds = median_seconds(function, place, repeats, 1)
+        yield {"what": what, "sessions": 1, "tokens read": fed[-1] if fed else 0, "seconds": seconds}
+    hook.remove()
+
+
+def _generate(model, context, tokens, batch, repeats, place):
+    """Time of all tokens less that of the first, which is the prompt's."""
+    vocabulary = model.base_model.config.get_text_config(decoder=True).vocab_size
+    ids = torch.randint(vocabulary, (batch, context), device=place)
+    fixed = {
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(ids),
+    }
+    segments = {"segment_ids": torch.zeros_like(ids)} if model.config.strategy == "ssw" else {}
+    for name, generate in {
+        "generate, backbone alone": model.base_model.generate,
+        "generate, δ-mem": lambda *a, **k: model.generate(*a, **segments, **k),
+    }.items():
+        first, whole = (
+            median_seconds(lambda n=n, g=generate: g(ids, max_new_tokens=n, **fixed), place, repeats, 1)
+            for n in (1, tokens)
+        )
+        yield {"what": name, "sessions": batch, "tokens/s": batch * (tokens - 1) / (whole - first)}
+
+
+def _served(model, tokenizer, context, tokens, count, folder):
+    """From the moment all turns are submitted until the last is saved, so prompts and disk are in the time."""
+    runtime, metrics = ChatRuntime(model, tokenizer), Metrics()
+    runtime.end_ids = frozenset()  # replies of full length
+    store = SessionStore(runtime, folder, StoreLimits(), metrics)
+    chat = ChatSession(model, tokenizer)
+    chat.send(_history(tokenizer, context), max_new_tokens=2)
+    states = [store.put(f"s{number}", chat.state) for number in range(count)]
+    engine = Engine(runtime, metrics, most_together=count)
+
+    def round_of_turns() -> None:
+        events: queue.Queue = queue.Queue()
+        for number in range(count):
+            engine.submit(
+                Job(
+                    states[number],
+                    [{"role": "user", "content": "Go on."}],
+                    TurnOptions(max_new_tokens=tokens),
+                    emit=events.put,
+                    commit=lambda state, n=number: store.put(f"s{n}", state),
+                )
+            )
+        left = count
+        while left:
+            event = events.get()
+            if isinstance(event, BaseException):
+                raise event
+            left -= isinstance(event, Finished)
+
+    seconds = median_seconds(round_of_turns, model.device, 1, 1)
+    engine.stop()
+    store.close()
+    return {"what": "engine, δ-mem, saved", "sessions": count, "tokens/s": count * tokens / seconds}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,98 @@
+"""One training step, write and read pass, forward and backward: `python -m benchmarks.training_step --help`.
+
+Beside each strategy stands the frozen backbone's own forward and backward pass on the same tokens (gradients flow to
+the embeddings' output), run the same way: what a training step costs that has no memory at all.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.measure import median_seconds, peak_gib, report
+from benchmarks.shapes import random_backbone
+from deltamem import DeltaMemConfig, get_delta_mem_model
+
+
+def main(
+    shape: Annotated[list[str], typer.Option(help="qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = ["qwen3-4b"],  # noqa: B006
+    strategy: Annotated[list[str], typer.Option(help="tsw, ssw or msw")] = ["tsw", "ssw", "msw"],  # noqa: B006
+    checkpointing: Annotated[list[str], typer.Option(help="none, selective or full")] = ["none"],  # noqa: B006
+    written: Annotated[int, typer.Option(help="tokens written")] = 8192,
+    read: Annotated[int, typer.Option(help="tokens read, all supervised")] = 512,
+    repeats: int = 5,
+    attention: Annotated[str, typer.Option(help="attention implementation")] = "sdpa",
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
+) -> None:
+    """Time and peak memory of a step on random weights of a real shape."""
+    place, rows = torch.device(device), []
+    for name in shape:
+        base = random_backbone(name, place, attention)
+        ids = torch.randint(0, base.config.vocab_size, (1, written + read), device=place)
+        context, question = ids[:, :written], ids[:, written:]
+        for mode in checkpointing:
+            bare = _backbone_step(base, context, question, mode)
+            row = _measure(bare, place, repeats, {"shape": name, "strategy": "backbone alone", "checkpointing": mode})
+            rows.append(row | {"over backbone": 1.0})
+            for kind in strategy:
+                model = get_delta_mem_model(base, DeltaMemConfig(strategy=kind))
+                step = _delta_step(model, context, question, mode)
+                mine = _measure(step, place, repeats, {"shape": name, "strategy": kind, "checkpointing": mode})
+                both = row["seconds"] and mine["seconds"]
+                rows.append(mine | {"over backbone": mine["seconds"] / row["seconds"] if both else None})
+                model.unload()
+                del step, model
+        del base, bare
+        gc.collect()
+    report(rows, f"Training step, {written} written + {read} read", place, out)
+
+
+def _measure(step, device, repeats, row):
+    try:
+        seconds, peak = median_seconds(step, device, repeats), peak_gib(step, device)
+    except torch.OutOfMemoryError:
+        seconds, peak = None, None
+        torch.cuda.empty_cache()
+    return {**row, "seconds": seconds, "peak GiB": peak if seconds else "out of memory"}
+
+
+def _backbone_step(base, context, question, mode):
+    base.gradient_checkpointing_disable()
+    if mode == "full":
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base.train(mode == "full")
+    embed, trunk = base.get_input_embeddings(), base.get_decoder()
+
+    def step():
+        written = embed(context).requires_grad_()
+        asked = embed(question).requires_grad_()
+        hidden = trunk(inputs_embeds=written, use_cache=False).last_hidden_state
+        loss = base(inputs_embeds=asked, labels=question, use_cache=False).loss
+        (loss + hidden.float().mean()).backward()
+
+    return step
+
+
+def _delta_step(model, context, question, mode):
+    model.train(mode != "none")
+    model.base_model.gradient_checkpointing_disable()
+    if mode != "none":
+        model.gradient_checkpointing_enable(selective=mode == "selective")
+    segments = torch.arange(context.shape[1], device=context.device).div(256, rounding_mode="floor").unsqueeze(0)
+
+    def step():
+        memory = model.write(context, segment_ids=segments)
+        model(question, memory=memory, write=False, labels=question, use_cache=False).loss.backward()
+        for parameter in model.memory_layers.parameters():
+            parameter.grad = None
+
+    return step
+
+
+if __name__ == "__main__":
+    typer.run(main)

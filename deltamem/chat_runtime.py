@@ -1,0 +1,202 @@
+"""What every chat on one model shares, and the state of one chat as a value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from deltamem.adapter_files import collect_tensors
+from deltamem.chat_format import EncodedMessages, Message, encode_messages
+from deltamem.errors import DeltaMemError, WindowError
+from deltamem.key_values import KeyValues
+from deltamem.memory import DeltaMemory
+from deltamem.model import DeltaMemModel
+
+# Stand in for the turns before, whose text a later turn need not render again.
+_EARLIER = [
+    {"role": "user", "content": "First question."},
+    {"role": "assistant", "content": "First answer."},
+]
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A file that holds the keys and values of the next ``tokens`` tokens of a saved chat."""
+
+    folder: str
+    file: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ChatState:
+    """One chat between two turns.
+
+    Attributes:
+        memory: its DeltaMemory (one row).
+        messages: all messages, from the first.
+        start: index of the first message that still is in the prompt; those before it (a system message
+        excepted)
+            have left the key-value cache and stay in the memory only.
+        tokens: the prompt's token ids, those that ``keys`` holds.
+        keys: the key-value cache.
+        parts: files that hold a beginning of ``keys`` already.
+    """
+
+    memory: DeltaMemory
+    messages: tuple[Message, ...] = ()
+    start: int = 0
+    tokens: tuple[int, ...] = ()
+    keys: KeyValues = field(default_factory=KeyValues)
+    parts: tuple[StoredPart, ...] = ()
+
+    @property
+    def system(self) -> tuple[Message, ...]:
+        """The system message the chat began with, if any; it never leaves the prompt."""
+        return self.messages[:1] if self.messages and self.messages[0]["role"] == "system" else ()
+
+    @property
+    def visible(self) -> tuple[Message, ...]:
+        """The messages in the prompt."""
+        return self.system + self.messages[max(self.start, len(self.system)) :]
+
+    @property
+    def forgotten(self) -> int:
+        """How many messages are in the memory only."""
+        return len(self.messages) - len(self.visible)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a turn has to feed.
+
+    Attributes:
+        rebuild: tokens of earlier turns to read again into an empty cache without writing them; None: the
+        cache
+            goes on as it is.
+        new: the new tokens and their segments, to be read and written.
+        start: the chat's new ``start``.
+    """
+
+    rebuild: tuple[int, ...] | None
+    new: EncodedMessages
+    start: int
+
+
+class ChatRuntime:
+    """A model with its tokenizer, as chats use them.
+
+    Args:
+        window: most tokens of a prompt and its reply; the backbone's own limit by default.
+    """
+
+    def __init__(self, model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, window: int | None = None):
+        limit = getattr(
+            model.base_model.config.get_text_config(decoder=True), "max_position_embeddings", None
+        )
+        self.model, self.tokenizer = model, tokenizer
+        self.window = window or limit or 4096
+        if self.window < 2 or (limit and self.window > limit):
+            raise WindowError(f"a window of {self.window} tokens: the backbone allows 2 to {limit}")
+
+    def new_state(self) -> ChatState:
+        return ChatState(self.model.new_memory(1))
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a reply."""
+        ids: set[int] = set()
+        for value in (self.model.base_model.generation_config.eos_token_id, self.tokenizer.eos_token_id):
+            ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+        return frozenset(ids)
+
+    def prompt(self, state: ChatState, messages: Sequence[Message], max_new_tokens: int) -> Prompt:
+        """Decide what to feed for ``messages`` after ``state``.
+
+        Only the new messages are rendered: the template's text between the end of the last reply and the
+        first new message is taken from a chat of two stand-ins, so a template that rewrites earlier turns
+        (leaves out their reasoning, dates the system message) can't make the cache wrong.
+
+        When cache, messages and a reply don't fit the window, earlier turns leave: the latest turns that fill
+        at most half of the room that is left are rendered and read anew, without being written again. So the
+        positions start from zero again (which every kind of position encoding allows) and the next turns are
+        cheap again.
+
+        Raises:
+            WindowError: the new messages alone don't fit.
+        """
+        if state.messages:
+            new = self._encode([*_EARLIER, *messages])
+            cut = 1 + max(i for i, segment in enumerate(new.segment_ids) if segment == 1)
+            new = EncodedMessages(new.input_ids[cut:], new.segment_ids[cut:])
+        else:
+            new = self._encode(messages)
+        reserve = min(max_new_tokens, max(1, self.window // 4))
+        room = self.window - reserve - len(new.input_ids)
+        if state.keys.length <= room:
+            return Prompt(None, new, state.start)
+        turns = [
+            i for i, message in enumerate(state.messages) if message["role"] == "user" and i > state.start
+        ]
+        for start in turns:
+            kept = [*state.system, *state.messages[start:]]
+            try:
+                ids = self._encode([*kept, *messages]).input_ids
+            except DeltaMemError:  # the template drops part of an earlier reply (its reasoning, say)
+                continue
+            count = len(ids) - len(new.input_ids)
+            if count <= room // 2:
+                return Prompt(tuple(ids[:count]), new, start)
+        alone = self._encode([*state.system, *messages])
+        if len(alone.input_ids) >= self.window:
+            raise WindowError(
+                f"the messages are {len(alone.input_ids)} tokens long, the window holds {self.window} with the reply; "
+                "send less at a time"
+            )
+        return Prompt((), alone, len(state.messages))
+
+    def _encode(self, messages: Sequence[Message]) -> EncodedMessages:
+        return encode_messages(self.tokenizer, messages, True, self.model.config.segment)
+
+    # --- which model a saved chat belongs to
+    # ------------------------------------------------------------------
+
+    @cached_property
+    def adapter_digest(self) -> str:
+        """sha256 over the adapter's function: its configuration (not the backbone's name) and its tensors."""
+        config = self.model.config.to_dict()
+        for name in ("base_model_name_or_path", "revision"):
+            del config[name]
+        return _digest(config, collect_tensors(self.model.memory_layers.state_dict(), self.model.config))
+
+    @cached_property
+    def backbone_digest(self) -> str:
+        """sha256 over the backbone's weights, class and position encoding."""
+        base = self.model.base_model
+        config = base.config.get_text_config(decoder=True)
+        facts = {"class": type(base).__name__, "rope": getattr(config, "rope_parameters", None)}
+        return _digest(facts, {name: parameter.detach() for name, parameter in base.named_parameters()})
+
+
+def _digest(facts: dict, tensors: dict[str, Tensor]) -> str:
+    """Tensors are hashed side by side: hashing 8 GB one after the other takes ten seconds."""
+
+    def of_tensor(tensor: Tensor) -> str:
+        raw = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        return hashlib.sha256(raw).hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:
+        digests = list(pool.map(of_tensor, tensors.values()))
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for (name, tensor), digest in zip(tensors.items(), digests, strict=True):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,32 @@
+"""The command line: deltamem chat | serve | inspect | convert | tps."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from deltamem.cli import chat, convert, inspect, serve, tps
+from deltamem.errors import DeltaMemError
+
+app = typer.Typer(
+    help="Use δ-mem adapters: chats that remember, a server for them, and a look inside.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for module in (chat, serve, inspect, convert, tps):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def main() -> None:
+    """Run the command line; an error its user can act on is told in a sentence, any other keeps its traceback."""
+    try:
+        app()
+    except DeltaMemError as error:
+        message = Text.assemble(("error: ", "bold red"), str(error))
+        Console(stderr=True, soft_wrap=True).print(message)
+        sys.exit(1)

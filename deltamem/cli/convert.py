@@ -1,0 +1,31 @@
+"""deltamem convert: the public release's adapter format to this project's, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from deltamem.errors import DeltaMemError
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(help="Adapter to convert: a folder of either format, or a Hub id.")
+    ],
+    target: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Write the public release's format (a pickle).")
+    ] = False,
+) -> None:
+    """Convert an adapter: from the public release to safetensors, or with --public the other way."""
+    from deltamem import public_release
+    from deltamem.adapter_files import load_adapter, locate, save_adapter
+
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DeltaMemError(f"{target} exists and isn't an empty folder; name another")
+    config, tensors = load_adapter(locate(source))
+    (public_release.write if public else save_adapter)(target, config, tensors)
+    Console().print(f"{target}: {config.strategy}, {len(tensors)} tensors", soft_wrap=True)

@@ -1,0 +1,88 @@
+"""A model from the options that the commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltamem.errors import DeltaMemError
+
+BaseOption = Annotated[
+    str | None, typer.Option(help="Backbone: a folder or a Hub id. Default: the one the adapter names.")
+]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(help="Adapter: a folder (also of the public release), a Hub id, or models:/NAME@ALIAS."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Registered adapter, models:/NAME@ALIAS or models:/NAME/VERSION; it names its backbone."
+    ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Device, e.g. cuda or cpu. Default: a GPU if there is one.")
+]
+DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
+
+
+def load(base: str | None, adapter: str | None, model: str | None, device: str | None, dtype: str):
+    """(DeltaMemModel, tokenizer) in eval mode.
+
+    Raises:
+        DeltaMemError: a part isn't named or can't be had.
+    """
+    if (adapter is None) == (model is None):
+        raise DeltaMemError("name the adapter: either --adapter (with --base) or --model models:/…")
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise DeltaMemError(f"--dtype {dtype}: choose auto, float32, bfloat16 or float16")
+
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from deltamem.adapter_files import load_adapter, locate
+    from deltamem.model import DeltaMemModel
+
+    logging.disable_progress_bar()
+    folder = locate(adapter or model)
+    revision = None
+    if base is None:
+        base, revision = _registered_backbone(folder), None
+        if base is None:
+            config, _ = load_adapter(folder)
+            base, revision = config.base_model_name_or_path, config.revision
+        if base is None:
+            raise DeltaMemError(
+                f"the adapter {folder} doesn't say which backbone it was made for: name it with --base"
+            )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        backbone = AutoModelForCausalLM.from_pretrained(
+            base,
+            revision=revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+        backbone = backbone.to(device).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {error}") from error
+    return DeltaMemModel.from_pretrained(backbone, folder), tokenizer
+
+
+def _registered_backbone(folder: Path) -> str | None:
+    """The backbone's folder that a registered model's MLmodel file names, if it is here."""
+    import yaml
+
+    file = folder / "MLmodel"
+    if not file.is_file():
+        return None
+    flavour = (
+        (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("flavors", {}).get("python_function", {})
+    )
+    backbone = (flavour.get("config") or {}).get("backbone")
+    return backbone if backbone and Path(backbone).is_dir() else None

@@ -1,0 +1,83 @@
+"""deltamem serve: the OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from deltamem.cli import loading
+from deltamem.errors import DeltaMemError
+
+
+def command(
+    base: loading.BaseOption = None,
+    adapter: loading.AdapterOption = None,
+    model: loading.ModelOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model. Default: the adapter's name.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback needs an API key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="DELTAMEM_API_KEY", help="Key that clients must send.", show_envvar=True),
+    ] = None,
+    store: Annotated[Path, typer.Option(help="Folder of the kept sessions.")] = Path("deltamem-sessions"),
+    window: Annotated[
+        int | None, typer.Option(help="Most tokens in a prompt. Default: the backbone's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Turns decoded together.")] = 8,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Turns that may wait; more are refused.")] = 256,
+    max_reply_tokens: Annotated[int, typer.Option(min=1, help="Longest reply a client may ask for.")] = 4096,
+    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Longest request body, in MiB.")] = 4,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Sessions kept.")] = 10_000,
+    max_store_gb: Annotated[float, typer.Option(min=0, help="Disk for kept sessions, in GiB.")] = 64,
+    max_held_gb: Annotated[float, typer.Option(min=0, help="Memory for sessions used lately, in GiB.")] = 2,
+    max_age_days: Annotated[float, typer.Option(min=0, help="Sessions unused for longer are removed.")] = 30,
+    device: loading.DeviceOption = None,
+    dtype: loading.DtypeOption = "auto",
+) -> None:
+    """Serve chats that remember, at /v1/chat/completions as OpenAI does, with a page to try it at /.
+
+    A request that names a session (field session_id, or header X-Session-Id) goes on where that session was,
+    with its memory; one that doesn't stands alone. Sessions are on disk before a reply's end is told.
+    """
+    try:
+        from deltamem.server.app import ServerSettings, create_app
+        from deltamem.server.limits import RequestLimits
+        from deltamem.server.run import check_reach, make_server
+        from deltamem.server.store import StoreLimits
+    except ImportError as error:
+        raise DeltaMemError(f"the server needs a package that isn't installed ({error.name})") from error
+    from deltamem.chat_runtime import ChatRuntime
+
+    check_reach(host, api_key)
+    delta_model, tokenizer = loading.load(base, adapter, model, device, dtype)
+    settings = ServerSettings(
+        model_name=name or _model_name(model or adapter),
+        store=store,
+        api_key=api_key,
+        most_together=batch_size,
+        most_waiting=max_waiting,
+        requests=RequestLimits(int(max_body_mb * 2**20), reply_tokens=max_reply_tokens),
+        kept=StoreLimits(
+            max_sessions, int(max_store_gb * 2**30), int(max_held_gb * 2**30), max_age_days * 86_400
+        ),
+    )
+    app = create_app(ChatRuntime(delta_model, tokenizer, window), settings)
+    Console().print(
+        f"serving {settings.model_name} at http://{host}:{port}/ (sessions in {store})", soft_wrap=True
+    )
+    make_server(app, host, port).run()
+
+
+def _model_name(adapter: str) -> str:
+    """models:/NAME@ALIAS and models:/NAME/VERSION give NAME, a folder or Hub id its last part."""
+    if adapter.startswith("models:/"):
+        return adapter.removeprefix("models:/").split("@")[0].split("/")[0]
+    return Path(adapter).resolve().name if Path(adapter).exists() else adapter.rsplit("/", 1)[-1]

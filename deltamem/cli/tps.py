@@ -1,0 +1,54 @@
+"""deltamem tps: how fast a model generates, with the adapter and without."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deltamem.cli import loading
+
+
+def command(
+    base: loading.BaseOption = None,
+    adapter: loading.AdapterOption = None,
+    model: loading.ModelOption = None,
+    prompt_tokens: Annotated[
+        list[int], typer.Option(min=1, help="Prompt length; may be given several times.")
+    ] = [  # noqa: B006
+        512
+    ],
+    new_tokens: Annotated[
+        list[int], typer.Option(min=2, help="Reply length; may be given several times.")
+    ] = [64],  # noqa: B006
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+    device: loading.DeviceOption = None,
+    dtype: loading.DtypeOption = "auto",
+) -> None:
+    """Prefill and decode speed and peak memory, of the backbone alone and with the adapter."""
+    delta_model, _ = loading.load(base, adapter, model, device, dtype)
+    from deltamem.throughput import measure
+
+    table = Table("model", "prompt", "new", "prefill s", "prefill tok/s", "decode tok/s", "peak GiB")
+    results = []
+    for result in measure(delta_model, prompt_tokens, new_tokens, batch_size, runs):
+        results.append(asdict(result))
+        table.add_row(
+            result.kind,
+            str(result.prompt_tokens),
+            str(result.new_tokens),
+            f"{result.prefill_seconds:.4f}",
+            f"{result.prefill_rate:,.0f}",
+            f"{result.decode_rate:,.1f}",
+            f"{result.peak_bytes / 2**30:.2f}",
+        )
+    Console().print(table)
+    if output is not None:
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible chat server that keeps a memory per session. Needs fastapi, uvicorn and prometheus_client."""

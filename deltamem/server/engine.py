@@ -1,0 +1,200 @@
+"""One thread that owns the model and decodes the turns of many sessions together.
+
+Between two decoding steps at most one waiting turn is admitted (its prompt is a pass of its own), so long
+prompts delay running replies by one pass each. Turns leave the batch as they finish, and are committed on
+other threads before their end is told.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from deltamem.chat_format import Message
+from deltamem.chat_runtime import ChatRuntime, ChatState
+from deltamem.server.errors import ApiError
+from deltamem.server.metrics import Metrics
+from deltamem.turn import Batch, Reply, Turn, TurnOptions, choose, frozen_turn
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a job that went well."""
+
+    reply: Reply
+    state: ChatState
+
+
+class Cancelled(Exception):
+    """The last event of a job that was called off."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One turn to be done.
+
+    Attributes:
+        emit: called from the engine's threads with each piece of text (str), then exactly once with
+            :class:`Finished` or an exception.
+        commit: makes the new state last; its end is awaited before ``Finished`` is told.
+        without_memory: answer as the frozen backbone would.
+        cancelled: set it to call the job off; the turn then leaves no trace, unless it is being committed
+        already.
+    """
+
+    state: ChatState
+    messages: Sequence[Message]
+    options: TurnOptions
+    emit: Callable[[str | Finished | BaseException], None]
+    commit: Callable[[ChatState], ChatState]
+    without_memory: bool = False
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    turn: Turn | None = None
+
+
+class Engine:
+    """Runs jobs until :meth:`stop`.
+
+    Args:
+        most_together: turns decoded together.
+        most_waiting: jobs that may wait for a place.
+    """
+
+    def __init__(
+        self, runtime: ChatRuntime, metrics: Metrics, most_together: int = 8, most_waiting: int = 256
+    ):
+        self.runtime, self.metrics = runtime, metrics
+        self.most_together = most_together
+        self._waiting: queue.Queue[Job | None] = queue.Queue(most_waiting)
+        self._active: list[Job] = []
+        self._stopping = False
+        self._commits = ThreadPoolExecutor(2, "deltamem-commit")
+        self._thread = threading.Thread(target=self._run, name="deltamem-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._stopping
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            ApiError: too many are waiting, or the engine has stopped.
+        """
+        if self._stopping:
+            raise ApiError(503, "the server is shutting down", "shutting_down")
+        try:
+            self._waiting.put_nowait(job)
+        except queue.Full:
+            raise ApiError(
+                429, "too many requests are waiting; try again", "busy", headers={"Retry-After": "1"}
+            ) from None
+        self.metrics.waiting.set(self._waiting.qsize())
+
+    def stop(self) -> None:
+        """End all jobs (what isn't finished is told so) and the thread."""
+        self._stopping = True
+        try:
+            self._waiting.put_nowait(None)  # wakes the thread; a full queue wakes it too
+        except queue.Full:
+            pass
+        self._thread.join()
+        self._commits.shutdown()
+
+    def _run(self) -> None:
+        batch = Batch()
+        with torch.no_grad():
+            while not self._stopping:
+                self._admit()
+                self._drop_cancelled()
+                if self._active:
+                    batch = self._step(batch)
+        left, self._active = self._active, []
+        while not self._waiting.empty():
+            if (job := self._waiting.get_nowait()) is not None:
+                left.append(job)
+        for job in left:
+            job.emit(ApiError(503, "the server is shutting down", "shutting_down"))
+
+    def _admit(self) -> None:
+        if len(self._active) >= self.most_together:
+            return
+        try:
+            job = self._waiting.get(block=not self._active)
+        except queue.Empty:
+            return
+        self.metrics.waiting.set(self._waiting.qsize())
+        if job is None:
+            return
+        if job.cancelled.is_set():
+            job.emit(Cancelled())
+            return
+        make = frozen_turn if job.without_memory else Turn
+        try:
+            job.turn = make(self.runtime, job.state, job.messages, job.options)
+            logits = job.turn.prefill()
+            self._accept([job], logits)
+        except Exception as error:
+            job.emit(error)
+            return
+        self._active.append(job)
+        self._finish_done(Batch())
+        self.metrics.active.set(len(self._active))
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._active if job.cancelled.is_set()]:
+            self._active.remove(job)
+            job.emit(Cancelled())
+
+    def _step(self, batch: Batch) -> Batch:
+        jobs = list(self._active)
+        self.metrics.batch_size.observe(len(jobs))
+        try:
+            logits = batch.step([job.turn for job in jobs])
+            self._accept(jobs, logits)
+            self._finish_done(batch)
+            return batch
+        except Exception as error:
+            # whose fault it was can't be told: all turns of the batch end, none is committed
+            for job in self._active:
+                job.emit(error)
+            self._active = []
+            return Batch()
+        finally:
+            self.metrics.active.set(len(self._active))
+
+    def _accept(self, jobs: Sequence[Job], logits: torch.Tensor) -> None:
+        turns = [job.turn for job in jobs]
+        for job, token in zip(jobs, choose(turns, logits), strict=True):
+            piece = job.turn.accept(token)
+            if piece:
+                job.emit(piece)
+
+    def _finish_done(self, batch: Batch) -> None:
+        done = [job for job in self._active if job.turn.finish_reason]
+        if not done:
+            return
+        batch.release()
+        for job in done:
+            self._active.remove(job)
+            try:
+                state = job.turn.finish()
+            except Exception as error:
+                job.emit(error)
+            else:
+                self._commits.submit(self._commit, job, state)
+
+    def _commit(self, job: Job, state: ChatState) -> None:
+        reply = job.turn.summary()
+        try:
+            event = Finished(reply, job.commit(state))
+        except Exception as error:
+            event = error
+        self.metrics.count(reply)
+        job.emit(event)

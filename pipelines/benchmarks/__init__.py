@@ -1,0 +1,36 @@
+"""The benchmarks: one module per benchmark, each with its loader, prompts and official scorer."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.benchmarks.base import Benchmark, Context, Question
+
+if TYPE_CHECKING:
+    from pipelines.benchmarks.settings import BenchmarkSettings
+
+__all__ = ["Benchmark", "Context", "Question", "get_benchmark"]
+
+# Imported on use: a module brings the libraries that its files and scores need.
+_CLASSES = {
+    "qasper": "Qasper",
+    "locomo": "Locomo",
+    "hotpotqa": "Hotpotqa",
+    "memory_agent_bench": "MemoryAgentBench",
+    "test_time_learning": "TestTimeLearning",
+}
+
+
+def get_benchmark(name: str, settings: BenchmarkSettings, episodes: Path | None = None) -> Benchmark:
+    """The benchmark of a configuration's entry.
+
+    Args:
+        name: the entry's name.
+        settings: the entry. Kind ``lm_eval`` is not a benchmark of contexts and questions and is run by
+            :func:`pipelines.benchmarks.lm_eval_tasks.run_lm_eval`.
+        episodes: folder of the evaluation episodes, which kind ``qasper`` reads.
+    """
+    made = getattr(importlib.import_module(f"pipelines.benchmarks.{settings.kind}"), _CLASSES[settings.kind])
+    return made(name, settings, episodes) if settings.kind == "qasper" else made(name, settings)

@@ -1,0 +1,133 @@
+"""MemoryAgentBench: learning from a long context that is given once and asked about often (Hu et al. 2025).
+
+Four competencies: accurate retrieval (AR), test-time learning (TTL), long-range understanding (LRU) and
+conflict resolution (CR), one Parquet file each on the Hub. The context is cut into messages as the
+benchmark cuts it into
+chunks, at the ends of paragraphs here and by characters: the benchmark counts 4,096 tokens of GPT-4o-mini.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+
+from pipelines.benchmarks.base import Context, Question, limit
+from pipelines.benchmarks.chunks import cut_text
+from pipelines.benchmarks.files import expecting, from_hub, read_json
+from pipelines.benchmarks.mab_scores import all_parts, movie_names, recall_at_5, text_scores
+from pipelines.benchmarks.mab_sources import SYSTEM, Source, source_named
+from pipelines.benchmarks.settings import MemoryAgentBenchSettings
+from pipelines.errors import StageError
+
+FILES = {
+    "AR": "Accurate_Retrieval-00000-of-00001.parquet",
+    "TTL": "Test_Time_Learning-00000-of-00001.parquet",
+    "LRU": "Long_Range_Understanding-00000-of-00001.parquet",
+    "CR": "Conflict_Resolution-00000-of-00001.parquet",
+}
+_COLUMNS = ["context", "questions", "answers", "metadata"]
+
+
+class MemoryAgentBench:
+    """The benchmark, over its four Parquet files.
+
+    ``score`` is the measure of each question's source; its parts are reported beside it where they apply. A
+    question's category is its competency and source, such as ``TTL/icl_banking77_5900shot_balance``.
+    """
+
+    max_new_tokens = 50
+    stop: tuple[str, ...] = ()
+    metrics = ("score", "substring_exact_match", "exact_match", "f1", "recall_at_5")
+    drop_first = "oldest"
+
+    def __init__(self, name: str, settings: MemoryAgentBenchSettings) -> None:
+        self.name, self.version, self.settings = name, str(settings.version), settings
+        self._movies: dict[int, str] | None = None
+
+    def contexts(self) -> Iterator[Context]:
+        return limit(self._contexts(), self.settings.max_contexts, self.settings.max_questions)
+
+    def _contexts(self) -> Iterator[Context]:
+        for competency in self.settings.competencies:
+            path = self._file(FILES[competency])
+            with expecting(str(path), "a Parquet file of MemoryAgentBench"):
+                table = parquet.ParquetFile(path)
+                rows = (row for batch in table.iter_batches(1, columns=_COLUMNS) for row in batch.to_pylist())
+            for number, row in enumerate(rows):
+                where = f"{path}, row {number}"
+                with expecting(where, "a row of MemoryAgentBench"):
+                    name = row["metadata"]["source"]
+                    if self.settings.sources is not None and name not in self.settings.sources:
+                        continue
+                    source = source_named(name, where)
+                    context = self._context(f"{competency}/{number}", f"{competency}/{name}", source, row)
+                if source.metric == "recall_at_5":
+                    self._movie_names(name)
+                yield context
+
+    def _context(self, context_id: str, category: str, source: Source, row: Mapping[str, Any]) -> Context:
+        questions = [
+            Question(
+                question_id=f"{context_id}/{index}",
+                cluster_id=context_id,
+                messages=[
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": source.ask(question)},
+                ],
+                references=answers,
+                category=category,
+                extra={"metric": source.metric},
+                max_new_tokens=source.max_new_tokens,
+                asked=question,
+            )
+            for index, (question, answers) in enumerate(zip(row["questions"], row["answers"], strict=True))
+        ]
+        chunks = cut_text(row["context"], self.settings.chunk_characters)
+        history = [{"role": "user", "content": source.intro + chunk} for chunk in chunks]
+        return Context(context_id, history, questions)
+
+    def score(self, question: Question, prediction: str) -> dict[str, float]:
+        metric = question.extra["metric"]
+        if metric == "recall_at_5":
+            recall = recall_at_5(prediction, question.references, self._movie_names(question.category))
+            return {"score": recall, "recall_at_5": recall}
+        scores = text_scores(prediction, question.references)
+        if metric == "all_parts":
+            return {"score": all_parts(prediction, question.references), **scores}
+        return {"score": scores[metric], **scores}
+
+    def _file(self, name: str) -> Path:
+        if self.settings.folder is not None:
+            found = Path(self.settings.folder) / name
+            if not found.exists():
+                raise StageError(
+                    f"{found}: there is no such file. Put MemoryAgentBench's Parquet files there, or leave "
+                    "competencies out."
+                )
+            return found
+        from huggingface_hub import hf_hub_download
+
+        hub_id, revision = self.settings.hub_id, self.settings.hub_revision
+        return Path(
+            from_hub(
+                f"{hub_id}, data/{name}",
+                "give the folder of its Parquet files as 'folder'",
+                lambda: hf_hub_download(hub_id, f"data/{name}", repo_type="dataset", revision=revision),
+            )
+        )
+
+    def _movie_names(self, where: str) -> dict[int, str]:
+        if self._movies is None:
+            path = self.settings.entities
+            if path is None:
+                raise StageError(
+                    f"{where}: its answers are numbers of movies. Give the path of the benchmark's "
+                    "entity2id.json as "
+                    "'entities', or leave the source out with 'sources'."
+                )
+            with expecting(path, "MemoryAgentBench's {address: number} of movies"):
+                self._movies = movie_names(read_json(path))
+        return self._movies

@@ -1,0 +1,61 @@
+"""Questions about scientific papers (Dasigi et al. 2021), from the evaluation episodes of the data
+section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.benchmarks.base import Context, Question
+from pipelines.benchmarks.settings import QasperSettings
+from pipelines.errors import StageError
+from pipelines.qasper.score import answer_f1
+from pipelines.shards import open_episodes
+
+
+class Qasper:
+    """A paper is a context, its sections are the messages of the history.
+
+    Args:
+        name: of the configuration's entry.
+        episodes: folder that the preprocess stage wrote.
+    """
+
+    max_new_tokens = 64
+    stop: tuple[str, ...] = ()
+    metrics = ("f1",)
+    drop_first = "oldest"
+
+    def __init__(self, name: str, settings: QasperSettings, episodes: Path):
+        self.name, self.version, self.episodes = name, str(settings.version), episodes
+
+    def contexts(self) -> Iterator[Context]:
+        """One context per paper. Raises StageError where the episodes are missing, damaged or empty."""
+        table = open_episodes(self.episodes)
+        if not table.num_rows:
+            raise StageError(
+                f"{self.episodes}: no question is left to evaluate; its manifest says why they were dropped."
+            )
+        # the questions of a paper are neighbours, and the tokens, most of a row, aren't needed
+        paper, questions = None, []
+        columns = ["paper_id", "question_id", "messages", "question", "references", "answer_type"]
+        for batch in table.select(columns).to_batches():
+            for row in batch.to_pylist():
+                if paper is not None and row["paper_id"] != paper["paper_id"]:
+                    yield Context(paper["paper_id"], paper["messages"], questions)
+                    questions = []
+                paper = row
+                questions.append(
+                    Question(
+                        question_id=row["question_id"],
+                        cluster_id=row["paper_id"],
+                        messages=[{"role": "user", "content": row["question"]}],
+                        references=row["references"],
+                        category=row["answer_type"],
+                    )
+                )
+        yield Context(paper["paper_id"], paper["messages"], questions)
+
+    def score(self, question: Question, prediction: str) -> dict[str, float]:
+        """Answer F1 as QASPER's own evaluator defines it."""
+        return {"f1": answer_f1(prediction, question.references)}

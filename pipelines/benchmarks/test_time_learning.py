@@ -1,0 +1,163 @@
+"""MemoryAgentBench's test-time learning, rebuilt: a mapping from texts to numbers, learnt from examples.
+
+Here are its classification tasks, made again from the data sets that they come from; results are of the
+rebuilt task, not of the benchmark's own file.
+
+Examples and questions are drawn as in the benchmark's source (HELMET, Yen et al. 2024): the same number of
+every label, in rounds, under numbers that are shuffled so that they say nothing about the label. The
+benchmark has one context; here are several, each with its own examples, numbers and questions, so that there
+is another context's memory to compare with. A message of the history is a run of whole examples.
+
+The original files, read as their authors publish them: banking77's ``train.csv`` and ``test.csv``; clinc150's
+``data_full.json``, whose out-of-scope texts are one more label and whose validation texts are the questions;
+TREC's ``train_5500.label`` and ``TREC_10.label``, or, for the coarse labels, the same with a number for each
+(``TREC.train.all``, ``TREC.test.all``).
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from pipelines.benchmarks.base import Context, Question
+from pipelines.benchmarks.chunks import cut_text
+from pipelines.benchmarks.files import expecting, read_json, read_text
+from pipelines.benchmarks.mab_scores import text_scores
+from pipelines.benchmarks.mab_sources import CLASSIFICATION, SYSTEM
+from pipelines.benchmarks.settings import TtlSettings
+from pipelines.errors import StageError
+
+
+class Example(NamedTuple):
+    text: str
+    label: str
+
+
+class TestTimeLearning:
+    """One rebuilt task: contexts of labelled examples, and questions for the label of a text."""
+
+    __test__ = False  # a benchmark's name, not a test
+
+    max_new_tokens = CLASSIFICATION.max_new_tokens
+    stop: tuple[str, ...] = ()
+    metrics = ("exact_match",)
+    drop_first = "oldest"
+
+    def __init__(self, name: str, settings: TtlSettings) -> None:
+        self.name, self.version, self.settings = name, str(settings.version), settings
+
+    def contexts(self) -> Iterator[Context]:
+        train, test = _read(self.settings)
+        unknown = {example.label for example in test} - {example.label for example in train}
+        if unknown:
+            raise StageError(
+                f"{self.settings.test_file}: the labels {', '.join(sorted(unknown))} have no example in "
+                f"{self.settings.train_file}. Use the two files of one data set."
+            )
+        draw = random.Random(self.settings.seed)
+        test_stream = _in_rounds(test, draw)
+        for number in range(self.settings.contexts):
+            numbers = _shuffled_numbers(train, draw)
+            shots = list(islice(_in_rounds(train, draw), self.settings.shots))
+            asked = list(islice(test_stream, self.settings.questions))
+            yield self._context(f"{self.settings.dataset}/{number}", numbers, shots, asked)
+
+    def _context(
+        self, context_id: str, numbers: dict[str, int], shots: list[Example], asked: list[Example]
+    ) -> Context:
+        examples = "\n\n".join(f"{shot.text}\nlabel: {numbers[shot.label]}" for shot in shots)
+        history = [
+            {"role": "user", "content": CLASSIFICATION.intro + chunk}
+            for chunk in cut_text(examples, self.settings.chunk_characters)
+        ]
+        questions = [
+            Question(
+                question_id=f"{context_id}/{index}",
+                cluster_id=context_id,
+                messages=[
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": CLASSIFICATION.ask(example.text)},
+                ],
+                references=[str(numbers[example.label])],
+                asked=example.text,
+            )
+            for index, example in enumerate(asked)
+        ]
+        return Context(context_id, history, questions)
+
+    def score(self, question: Question, prediction: str) -> dict[str, float]:
+        return {"exact_match": text_scores(prediction, question.references)["exact_match"]}
+
+
+def _shuffled_numbers(examples: list[Example], draw: random.Random) -> dict[str, int]:
+    labels = sorted({example.label for example in examples})
+    return dict(zip(labels, draw.sample(range(len(labels)), len(labels)), strict=True))
+
+
+def _in_rounds(examples: list[Example], draw: random.Random) -> Iterator[Example]:
+    """Without end: rounds of one example per label, each shuffled; a label that is used up starts again."""
+    by_label: dict[str, list[Example]] = {}
+    for example in examples:
+        by_label.setdefault(example.label, []).append(example)
+    streams = [_endless(of_label, draw) for of_label in by_label.values()]
+    while True:
+        this_round = [next(stream) for stream in streams]
+        draw.shuffle(this_round)
+        yield from this_round
+
+
+def _endless(examples: list[Example], draw: random.Random) -> Iterator[Example]:
+    while True:
+        yield from draw.sample(examples, len(examples))
+
+
+# --- the data sets' files --------------------------------------------------------------------------
+
+
+def _read(settings: TtlSettings) -> tuple[list[Example], list[Example]]:
+    if settings.dataset == "clinc150":
+        return _read_clinc150(settings.train_file)
+    if settings.test_file is None:
+        raise StageError(f"{settings.dataset}: test_file is missing; only clinc150 has all in one file.")
+    if settings.dataset == "banking77":
+        return _read_banking77(settings.train_file), _read_banking77(settings.test_file)
+    fine = settings.dataset == "trec_fine"
+    return _read_trec(settings.train_file, fine), _read_trec(settings.test_file, fine)
+
+
+def _read_banking77(path: str) -> list[Example]:
+    rows = csv.DictReader(read_text(path).splitlines(keepends=True))
+    with expecting(path, "banking77's CSV file with the columns text and category"):
+        examples = [Example(row["text"].strip(), row["category"].strip()) for row in rows]
+    return _some(examples, path)
+
+
+def _read_clinc150(path: str) -> tuple[list[Example], list[Example]]:
+    splits = read_json(path)
+    with expecting(path, "clinc150's data_full.json"):
+        train, test = (
+            [Example(text, label) for text, label in splits[name] + splits[f"oos_{name}"]]
+            for name in ("train", "val")
+        )
+    return _some(train, path), _some(test, path)
+
+
+def _read_trec(path: str, fine: bool) -> list[Example]:
+    lines = [line for line in read_text(path, encoding="latin-1").splitlines() if line.strip()]
+    with expecting(path, "TREC's file of questions with their labels"):
+        labelled = [line.split(maxsplit=1) for line in lines]
+        examples = [Example(text, label if fine else label.split(":")[0]) for label, text in labelled]
+    if fine and not all(":" in example.label for example in examples):
+        raise StageError(
+            f"{path}: it has no fine labels (CLASS:kind). Use TREC's train_5500.label and TREC_10.label."
+        )
+    return _some(examples, path)
+
+
+def _some(examples: list[Example], path: str) -> list[Example]:
+    if not examples:
+        raise StageError(f"{path}: there is no example in it. Download the file again.")
+    return examples

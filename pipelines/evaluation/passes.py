@@ -1,0 +1,215 @@
+"""Batched passes over what a batch of rows has already read: read more, measure an answer, generate one.
+
+Works on a :class:`deltamem.DeltaMemModel` and on any causal language model of transformers; the latter simply
+has no memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+
+from deltamem import DeltaMemModel, DeltaMemory
+from deltamem.chat_format import EncodedMessages
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a batch of B rows has read so far.
+
+    Attributes:
+        mask: [B, P] int64, 1 for a token in the cache and 0 for padding, which may lie anywhere.
+        memory: of B sequences; None for a model without one.
+        cache: keys and values of the P tokens.
+    """
+
+    mask: Tensor
+    memory: DeltaMemory | None
+    cache: Cache
+
+    def select(self, rows: Sequence[int]) -> Rows:
+        """Some rows, in the order given, a row as often as it is named; these stay as they are."""
+        index = torch.tensor(rows, device=self.mask.device)
+        cache = _fork(self.cache)
+        cache.batch_select_indices(index)
+        return Rows(self.mask[index], self.memory.select(index) if self.memory else None, cache)
+
+
+class Reader:
+    """Runs a model on batches of token lists.
+
+    Args:
+        end_ids: tokens that end an answer.
+        pad_id: fills up shorter rows.
+    """
+
+    def __init__(self, model: DeltaMemModel | PreTrainedModel, end_ids: Sequence[int], pad_id: int):
+        self.model, self.end_ids, self.pad_id = model, list(end_ids), pad_id
+        self.has_memory = isinstance(model, DeltaMemModel)
+        self.config = (model.base_model if self.has_memory else model).config
+        self.device = model.device
+        self.tokens = 0
+        """Tokens read, written and generated so far, padding not counted."""
+
+    def start(self, batch_size: int, memory: DeltaMemory | None = None) -> Rows:
+        """Rows that have read nothing; their memory is ``memory``, or empty."""
+        if self.has_memory and memory is None:
+            memory = self.model.new_memory(batch_size)
+        mask = torch.zeros(batch_size, 0, dtype=torch.int64, device=self.device)
+        return Rows(mask, memory, DynamicCache(config=self.config))
+
+    @torch.inference_mode()
+    def write(self, batch: Sequence[EncodedMessages], memory: DeltaMemory | None = None) -> DeltaMemory:
+        """Write tokens into a memory that nothing else is read from."""
+        ids, mask = self._pad([row.input_ids for row in batch], left=False)
+        segments = self._pad([row.segment_ids for row in batch], left=False, fill=-1)[0]
+        self.tokens += int(mask.sum())
+        return self.model.write(ids, attention_mask=mask, memory=memory, segment_ids=segments)
+
+    @torch.inference_mode()
+    def read(self, rows: Rows, batch: Sequence[EncodedMessages], write: bool) -> Rows:
+        """Read on; with ``write`` the memory is written as the tokens pass."""
+        if not any(row.input_ids for row in batch):
+            return rows
+        ids, mask = self._pad([row.input_ids for row in batch], left=True)
+        segments = self._pad([row.segment_ids for row in batch], left=True, fill=-1)[0]
+        return self._forward(rows, ids, mask, segments, write, logits_to_keep=1)[1]
+
+    @torch.inference_mode()
+    def answer_nll(
+        self, rows: Rows, last: Sequence[int], answers: Sequence[Sequence[int]], write: bool
+    ) -> list[float]:
+        """Mean negative log-likelihood per token (nats) of each row's answer, given token by token.
+
+        The answer is one pass and, for the sequence-state write, one segment.
+
+        Args:
+            last: the last token of each prompt, not read yet.
+            answers: the answers' tokens, with the end of turn.
+        """
+        logits, targets = self.answer_logits(rows, last, answers, write)
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=-100)
+        return (losses.sum(1) / (targets >= 0).sum(1)).tolist()
+
+    @torch.inference_mode()
+    def answer_logits(
+        self, rows: Rows, last: Sequence[int], answers: Sequence[Sequence[int]], write: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, T, vocabulary] float32 before each answer token; the tokens [B, T], -100 where padded.
+
+        Arguments as in :meth:`answer_nll`.
+        """
+        ids, _ = self._pad(
+            [[first, *answer[:-1]] for first, answer in zip(last, answers, strict=True)], left=False
+        )
+        targets, mask = self._pad(answers, left=False, fill=-100)
+        return self._forward(rows, ids, mask, torch.zeros_like(ids), write)[0].float(), targets
+
+    @torch.inference_mode()
+    def generate(
+        self, rows: Rows, last: Sequence[int], limits: Sequence[int], write: bool
+    ) -> list[list[int]]:
+        """Greedy answers, at most ``limits`` tokens each, without the end of turn."""
+        read = rows.mask.shape[1]
+        ids, mask = self._pad([[token] for token in last], left=True)
+        options: dict[str, Any] = {}
+        if self.has_memory:
+            segments = torch.full((len(last), read + 1), -1, device=self.device)
+            options = {"memory": rows.memory, "write": write, "segment_ids": segments}
+        out = self.model.generate(
+            F.pad(ids, (read, 0), value=self.pad_id),  # what is in the cache is not fed again
+            attention_mask=torch.cat([rows.mask, mask], dim=1),
+            past_key_values=_fork(rows.cache),
+            generation_config=self._greedy(max(limits)),
+            **options,
+        )
+        answers = [
+            self._until_end(row)[:limit]
+            for row, limit in zip(out[:, read + 1 :].tolist(), limits, strict=True)
+        ]
+        self.tokens += sum(map(len, answers)) + len(answers)
+        return answers
+
+    @contextmanager
+    def cost(self, part: str) -> Iterator[dict[str, Any]]:
+        """Fills a dict with what the work inside takes: seconds, tokens, and the peak of memory in bytes."""
+        cost: dict[str, Any] = {"part": part}
+        cuda = self.device.type == "cuda"
+        begin, tokens = time.perf_counter(), self.tokens
+        yield cost
+        if cuda:
+            torch.cuda.synchronize(self.device)
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cost |= {
+            "seconds": time.perf_counter() - begin,
+            "tokens": self.tokens - tokens,
+            "peak_bytes": peak,
+        }
+
+    def _forward(self, rows: Rows, ids: Tensor, mask: Tensor, segments: Tensor, write: bool, **options: Any):
+        """One pass over new tokens [B, T]; logits, and the rows after it."""
+        self.tokens += int(mask.sum())
+        mask = torch.cat([rows.mask, mask], dim=1)
+        if self.has_memory:
+            options |= {"memory": rows.memory, "write": write, "segment_ids": segments}
+        out = self.model(
+            ids,
+            attention_mask=mask,
+            # given here, because a model counts padding when it numbers tokens by itself
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :],
+            past_key_values=_fork(rows.cache),
+            use_cache=True,
+            **options,
+        )
+        memory = out.memory if self.has_memory else None
+        return out.logits, replace(rows, mask=mask, memory=memory, cache=out.past_key_values)
+
+    def _pad(
+        self, rows: Sequence[Sequence[int]], left: bool, fill: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[B, T] int64 and its mask."""
+        length = max(map(len, rows))
+        fill = self.pad_id if fill is None else fill
+        padded, mask = [], []
+        for row in rows:
+            gap = length - len(row)
+            padded.append([*[fill] * gap, *row] if left else [*row, *[fill] * gap])
+            mask.append([0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap)
+        return torch.tensor(padded, device=self.device), torch.tensor(mask, device=self.device)
+
+    def _greedy(self, max_new_tokens: int) -> GenerationConfig:
+        # All that a backbone's own generation settings could change is set here: the answer is the likeliest.
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            repetition_penalty=1.0,
+            eos_token_id=self.end_ids,
+            pad_token_id=self.pad_id,
+        )
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        ends = (place for place, token in enumerate(tokens) if token in self.end_ids)
+        return tokens[: next(ends, len(tokens))]
+
+
+def _fork(cache: Cache) -> Cache:
+    """A cache that grows on its own; it shares the tensors, which growing replaces and doesn't change."""
+    fork = copy.copy(cache)
+    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    return fork

@@ -1,0 +1,160 @@
+"""From a context and its questions to the tokens that each condition reads and writes."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from deltamem.chat_format import EncodedMessages, Message, encode_messages
+from pipelines.benchmarks.base import Context, Question, prompt_messages
+from pipelines.errors import StageError
+
+Side = Literal["oldest", "newest"]
+
+# A question nobody asks. Where its prompt and a real one part is where the shared beginning of the prompts
+# ends, so that it is the same whether a context has one question or a hundred.
+_PROBE: Message = {"role": "user", "content": "\u2026"}
+
+
+@dataclass(frozen=True)
+class FullPrompts:
+    """The prompts of the condition ``full`` for all questions of a context, in their order.
+
+    ``beginning`` + a tail are the tokens of one conversation through the chat template.
+
+    Attributes:
+        beginning: the tokens they share: as much of the history as fits the window.
+        tails: the rest of each prompt, at least one token.
+        left_out: the messages of the history that don't fit.
+    """
+
+    beginning: EncodedMessages
+    tails: list[EncodedMessages]
+    left_out: list[Message]
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Encodes with a backbone's chat template.
+
+    Attributes:
+        segment: what a segment of the sequence-state write is.
+        window: how many tokens the backbone can attend to.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    segment: Literal["message", "sentence"]
+    window: int
+
+    def history(self, messages: Sequence[Message]) -> list[EncodedMessages]:
+        """What is written for a history: one piece, or several where it is longer than the window."""
+        return pieces(encode_messages(self.tokenizer, messages, segment=self.segment), self.window)
+
+    def question(self, question: Question) -> EncodedMessages:
+        """The prompt of a question asked alone."""
+        return self._prompt(question.messages)
+
+    def answer(self, question: Question) -> list[int]:
+        """The tokens of the first reference in an assistant message, with the one that ends the turn.
+
+        Raises:
+            StageError: there are none.
+        """
+        reply = {"role": "assistant", "content": question.references[0]}
+        chat = encode_messages(self.tokenizer, [*question.messages, reply])
+        last = max(chat.segment_ids)
+        end = len(chat.segment_ids) - chat.segment_ids[::-1].index(last)
+        if not reply["content"].strip() or end == len(chat.input_ids):
+            raise StageError(
+                f"Question {question.question_id}: how likely its first reference is can't be measured, "
+                "because it is empty or the chat template puts no end-of-turn token after an answer."
+            )
+        return chat.input_ids[chat.segment_ids.index(last) : end + 1]
+
+    def full(self, context: Context, room: int, drop_first: Side) -> FullPrompts:
+        """The prompts of a context's questions, with as much of its history as fits.
+
+        Args:
+            room: tokens of the window to keep free for the answer.
+            drop_first: the end of the history at which messages, and of a single one words, are left out.
+
+        Raises:
+            StageError: a question doesn't fit the window even without the history.
+        """
+        prompts = [self._prompt(prompt_messages(question, context.history)) for question in context.questions]
+        kept, left_out = context.history, []
+        lengths = [len(prompt.input_ids) for prompt in prompts]
+        if max(lengths) + room > self.window:
+            longest = context.questions[lengths.index(max(lengths))]
+            kept, left_out = self._shorten(context.history, longest, room, drop_first)
+            prompts = [self._prompt(prompt_messages(question, kept)) for question in context.questions]
+        system = [message for message in context.questions[0].messages[:1] if message["role"] == "system"]
+        probe = self._prompt([*system, *kept, _PROBE])
+        shared = len(commonprefix([prompt.input_ids for prompt in (*prompts, probe)]))
+        shared = min(shared, *(len(prompt.input_ids) - 1 for prompt in prompts))
+        return FullPrompts(
+            EncodedMessages(*(tokens[:shared] for tokens in prompts[0])),
+            [EncodedMessages(*(tokens[shared:] for tokens in prompt)) for prompt in prompts],
+            left_out,
+        )
+
+    def _prompt(self, messages: Sequence[Message]) -> EncodedMessages:
+        return encode_messages(self.tokenizer, messages, add_generation_prompt=True, segment=self.segment)
+
+    def _shorten(
+        self, history: list[Message], question: Question, room: int, drop_first: Side
+    ) -> tuple[list[Message], list[Message]]:
+        """The most messages of one end of a history that fit with the question, and the messages left out."""
+
+        def fits(messages: list[Message]) -> bool:
+            prompt = self._prompt(prompt_messages(question, messages))
+            return len(prompt.input_ids) + room <= self.window
+
+        if not fits([]):
+            raise StageError(
+                f"Question {question.question_id} and {room} tokens of answer are more than the window of "
+                f"{self.window} tokens, even without the history. Set a larger window."
+            )
+        kept, left_out = _split(history, fits, drop_first)
+        if kept:
+            return kept, left_out
+        # not even one message: its words, then
+        last = left_out.pop() if drop_first == "oldest" else left_out.pop(0)
+
+        def message(words: list[str]) -> list[Message]:
+            return [{**last, "content": " ".join(words)}] if words else []
+
+        words = last["content"].split(" ")
+        kept_words, other_words = _split(words, lambda part: fits(message(part)), drop_first)
+        cut = message(other_words)
+        return message(kept_words), [*left_out, *cut] if drop_first == "oldest" else [*cut, *left_out]
+
+
+def pieces(encoded: EncodedMessages, limit: int) -> list[EncodedMessages]:
+    """Cuts tokens into pieces of at most ``limit``, where a segment begins if one does within the limit."""
+    segments, cuts = encoded.segment_ids, [0]
+    while len(segments) - cuts[-1] > limit:
+        latest = cuts[-1] + limit
+        begins = (i for i in range(latest, cuts[-1], -1) if -1 != segments[i] != segments[i - 1])
+        cuts.append(next(begins, latest))
+    return [
+        EncodedMessages(encoded.input_ids[a:b], segments[a:b])
+        for a, b in zip(cuts, [*cuts[1:], len(segments)], strict=True)
+    ]
+
+
+def _split(parts: list, fits: Callable[[list], bool], drop_first: Side) -> tuple[list, list]:
+    """The longest end (or beginning) of ``parts`` that fits, and the rest."""
+
+    def cut(dropped: int) -> tuple[list, list]:
+        if drop_first == "oldest":
+            return parts[dropped:], parts[:dropped]
+        keep = len(parts) - dropped
+        return parts[:keep], parts[keep:]
+
+    return cut(bisect.bisect_left(range(len(parts)), True, key=lambda dropped: fits(cut(dropped)[0])))

@@ -1,0 +1,64 @@
+"""Which other history takes the place of the right one in the condition ``swapped``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.benchmarks.base import Context
+from pipelines.errors import StageError
+
+
+def swap_partners(contexts: Sequence[Context]) -> dict[str, str]:
+    """For every context with a history, the context whose history is written instead: {context id: context
+    id}.
+
+    The other one belongs to another document or conversation and is about as long (in characters), because
+    what a memory holds depends on how much was written: then the two differ in what they say and in little
+    else. Contexts, sorted by length, trade histories in pairs (the odd one out in a ring of three), so that
+    almost always every history is used once and the memories of ``swapped`` are those of ``state``, dealt out
+    otherwise. The order in which contexts come doesn't matter.
+
+    Raises:
+        StageError: all histories are of one document, so there is no other.
+    """
+    ordered = sorted(
+        (c for c in contexts if c.history), key=lambda context: (_length(context), context.context_id)
+    )
+    partner: dict[int, int] = {}
+    waiting: list[int] = []  # always of one cluster
+    for number, context in enumerate(ordered):
+        if waiting and _cluster(ordered[waiting[0]]) != _cluster(context):
+            other = waiting.pop()
+            partner[number], partner[other] = other, number
+        else:
+            waiting.append(number)
+    for number in waiting:
+        _join_pair(number, ordered, partner)
+    return {ordered[a].context_id: ordered[b].context_id for a, b in partner.items()}
+
+
+def _join_pair(number: int, ordered: Sequence[Context], partner: dict[int, int]) -> None:
+    """Gives a context left over the history of the nearest other one, making a ring of a pair where it
+    can."""
+    own = _cluster(ordered[number])
+    others = [other for other in range(len(ordered)) if _cluster(ordered[other]) != own]
+    if not others:
+        raise StageError(
+            f"The condition 'swapped' needs histories of at least two documents, and there is only {own!r}. "
+            "Evaluate more of the benchmark, or leave 'swapped' out of evaluate.conditions."
+        )
+    nearest = sorted(others, key=lambda other: (abs(other - number), other))
+    for first in nearest:
+        second = partner.get(first)
+        if second is not None and partner.get(second) == first and _cluster(ordered[second]) != own:
+            partner[number], partner[second] = first, number
+            return
+    partner[number] = nearest[0]
+
+
+def _length(context: Context) -> int:
+    return sum(len(message["content"]) for message in context.history)
+
+
+def _cluster(context: Context) -> str:
+    return context.questions[0].cluster_id

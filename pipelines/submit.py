@@ -1,0 +1,98 @@
+"""Runs the workflow as a job of a Ray cluster, and follows its log.
+
+    python -m pipelines.submit --address http://127.0.0.1:8265 --configfile configs/paper.yaml
+
+The job runs in this project's folder, with this Python, so both must lie on storage that the cluster shares
+(or the cluster is this machine). Training spreads its workers over the cluster; the other stages run where
+the job runs, on the GPUs kept for them with ``--gpus``. Options of Snakemake follow ``--``. A cluster that
+asks for a token gets the one Ray is told of (RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Ray reads it at import
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import typer  # noqa: E402
+from ray.exceptions import AuthenticationError  # noqa: E402
+from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: E402
+from requests.exceptions import RequestException  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from pipelines.config import load_config  # noqa: E402
+from pipelines.config_files import PROJECT_ROOT  # noqa: E402
+from pipelines.errors import StageError, run_stage  # noqa: E402
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def submit(client: JobSubmissionClient, configfile: Path, gpus: int, options: list[str]) -> str:
+    """Submits the run and returns the job's id. Raises StageError when the configuration is wrong."""
+    load_config(configfile)
+    command = [sys.executable, "-m", "snakemake", *options, "--configfile", str(configfile.resolve())]
+    # in a job, Ray refuses to start a cluster of its own for the training workers
+    command += ["--config", "train={ray_address: auto}"]
+    return client.submit_job(
+        entrypoint=f"cd {shlex.quote(str(PROJECT_ROOT))} && {shlex.join(command)}",
+        entrypoint_num_gpus=gpus,
+        metadata={"config": str(configfile)},
+    )
+
+
+def follow(client: JobSubmissionClient, job_id: str) -> None:
+    """Prints the job's log until it ends. Raises StageError when it didn't succeed."""
+
+    async def show() -> None:
+        async for lines in client.tail_job_logs(job_id):
+            console.print(lines, end="")
+
+    asyncio.run(show())
+    status = client.get_job_status(job_id)
+    if status != JobStatus.SUCCEEDED:
+        raise StageError(f"Ray job {job_id} ended as {status}: {client.get_job_info(job_id).message}")
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster's job server. Raises StageError when it can't be reached or refuses."""
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        asked = str(error).splitlines()[0]
+        raise StageError(
+            f"the Ray cluster at {address} asks for a token: {asked}. Set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's."
+        ) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise StageError(
+            f"no Ray job server at {address} ({error}). Start one with `ray start --head` (Ray needs its "
+            "[default] extra) or correct --address."
+        ) from error
+
+
+@app.command()
+def main(
+    configfile: Annotated[Path, typer.Option(help="configuration to run")],
+    address: Annotated[str, typer.Option(help="the cluster's job server")] = "http://127.0.0.1:8265",
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs kept for the stages other than training")] = 0,
+    options: Annotated[list[str] | None, typer.Argument(help="options of Snakemake, after --")] = None,
+) -> None:
+    """Submits the workflow to a Ray cluster and follows its log; interrupting this leaves the job running."""
+    client = connect(address)
+    try:
+        job_id = submit(client, configfile, gpus, options or [])
+        console.print(f"submitted {job_id}; `ray job stop --address {address} {job_id}` ends it")
+        follow(client, job_id)
+    except RequestException as error:
+        raise StageError(f"lost the Ray job server at {address}: {error}") from error
+
+
+if __name__ == "__main__":
+    run_stage(app)

@@ -1,0 +1,158 @@
+"""The command line, as its users call it."""
+
+import json
+
+import pytest
+import torch
+from matplotlib import image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from deltamem import ChatSession, DeltaMemModel
+from deltamem.cli import app, main
+from tests.chat_models import make_chat_model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A backbone with its tokenizer, an adapter, and a session saved with both."""
+    root = tmp_path_factory.mktemp("model")
+    model, tokenizer = make_chat_model("msw")
+    model.base_model.save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    model.config.base_model_name_or_path = str(root / "base")
+    model.save_pretrained(root / "adapter")
+    chat = ChatSession(model, tokenizer)
+    chat.send("hello", max_new_tokens=4)
+    chat.save(root / "session")
+    return root
+
+
+def deltamem(*arguments, input=None):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], input=input, env={"COLUMNS": "160"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_help_names_every_command_and_option():
+    text = deltamem("--help")
+    for name in ("chat", "serve", "inspect", "convert", "tps"):
+        assert name in text
+        assert "--help" in deltamem(name, "--help")
+
+
+def chat(folders, *lines, options=()):
+    where = ["--base", folders / "base", "--adapter", folders / "adapter", "--device", "cpu"]
+    return deltamem("chat", *where, "--max-new-tokens", 6, *options, input="\n".join(lines) + "\n")
+
+
+def test_chat_answers_and_obeys(folders, tmp_path):
+    saved = tmp_path / "chat"
+    text = chat(
+        folders, "hello", "/memory", "/compare who?", "/write off", "again", "/write on", f"/save {saved}",
+        "/undo", "/clear", "/reset", f"/load {saved}", "/help", "/nonsense", "/write maybe", f"/load {tmp_path}/no",
+        "/quit", "never read",
+    )  # fmt: skip
+    for expected in (
+        "3,072 bytes", "with memory", "without memory", "turns are not written", f"saved to {saved}",
+        "the chat has 2 messages", "2 messages are in the memory only", "everything is forgotten",
+        "4 messages, 0 in the memory only", "side by side", "'/nonsense' is not a command",
+        "'/write maybe' is not a command", "holds no saved session",
+    ):  # fmt: skip
+        assert expected in text.replace("\n", " "), expected
+    restored = ChatSession.load(*make_chat_model("msw"), saved)
+    assert [m["content"] for m in restored.messages if m["role"] == "user"] == ["hello", "again"]
+    reference = ChatSession(*make_chat_model("msw"))
+    reference.send("hello", max_new_tokens=6)
+    torch.testing.assert_close(dict(restored.memory.states), dict(reference.memory.states))
+
+
+def test_chat_goes_on_with_a_saved_session_and_says_when_turns_leave(folders):
+    assert "1 of" not in chat(folders, "more", options=["--session", folders / "session"])
+    text = chat(folders, *["some more words"] * 6, options=["--window", "200"])
+    assert "messages have left the prompt and stay in the memory only" in text
+
+
+def test_the_adapters_own_backbone_is_the_default(folders):
+    text = deltamem("chat", "--adapter", folders / "adapter", "--device", "cpu", input="/memory\n")
+    assert "0 tokens in the prompt" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["chat"], "name the adapter"),
+        (
+            ["chat", "--adapter", "ADAPTER", "--base", "/no/such/folder"],
+            "backbone /no/such/folder can't be loaded",
+        ),
+        (["chat", "--adapter", "BASE", "--base", "BASE"], "holds no adapter"),
+        (["chat", "--adapter", "ADAPTER", "--dtype", "int3"], "--dtype int3"),
+        (["chat", "--adapter", "ADAPTER", "--session", "BASE"], "holds no saved session"),
+        (["inspect", "BASE"], "holds no adapter"),
+        (["convert", "ADAPTER", "BASE"], "isn't an empty folder"),
+        (["serve", "--adapter", "ADAPTER", "--host", "0.0.0.0"], "set an API key"),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence(folders, arguments, message, monkeypatch, capsys):
+    places = {"ADAPTER": str(folders / "adapter"), "BASE": str(folders / "base")}
+    monkeypatch.setattr("sys.argv", ["deltamem", *(places.get(a, a) for a in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    errors = capsys.readouterr().err
+    assert ended.value.code == 1 and message in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("what", ["adapter", "session", "memory"])
+def test_inspect_shows_each_layer_and_draws_them(folders, tmp_path, what):
+    path = next((folders / "session").glob("memory-*")) if what == "memory" else folders / what
+    picture = tmp_path / "picture.png"
+    text = deltamem("inspect", path, "--png", picture)
+    expected = {
+        "adapter": ["MSW", "3 layers × 4 states of 8×8", "0.1824", "‖W_Δo‖"],
+        "session": ["2, of which 0", "3,072 bytes", "directions in use"],
+        "memory": ["3,072 bytes", "largest entry"],
+    }[what]
+    for words in expected:
+        assert words in text
+    for layer in range(3):
+        assert f"│     {layer} │" in text
+    assert image.imread(picture).std() > 0.01, "the picture is empty"
+
+
+def test_convert_there_and_back_is_the_same_adapter(folders, tmp_path):
+    deltamem("convert", folders / "adapter", tmp_path / "public", "--public")
+    assert (tmp_path / "public" / "delta_mem_adapter.pt").is_file()
+    deltamem("convert", tmp_path / "public", tmp_path / "ours")
+    model, _ = make_chat_model("msw")
+    back = DeltaMemModel.from_pretrained(make_chat_model("msw")[0].base_model, tmp_path / "ours")
+    for name, parameter in model.memory_layers.state_dict().items():
+        assert torch.equal(parameter, back.memory_layers.state_dict()[name])
+
+
+def test_tps_measures_the_backbone_and_the_adapter(folders, tmp_path):
+    output = tmp_path / "tps.json"
+    where = ["--adapter", folders / "adapter", "--device", "cpu", "--output", output]
+    text = deltamem(
+        "tps", *where, "--prompt-tokens", 16, "--prompt-tokens", 32, "--new-tokens", 8, "--runs", 1
+    )
+    assert "prefill tok/s" in text
+    results = json.loads(output.read_text())
+    assert [(r["kind"], r["prompt_tokens"]) for r in results] == [
+        ("base", 16), ("delta-mem", 16), ("base", 32), ("delta-mem", 32),
+    ]  # fmt: skip
+    assert all(r["prefill_rate"] > 0 and r["peak_bytes"] > 0 for r in results)
+
+
+def test_an_interrupted_reply_is_taken_back(monkeypatch):
+    from deltamem.cli.chat import Terminal
+
+    chat = ChatSession(*make_chat_model())
+    lines = iter(["hello", "/memory"])
+    console = Console(record=True, width=120)
+    monkeypatch.setattr(console, "input", lambda prompt: next(lines, "/quit"))
+    monkeypatch.setattr(ChatSession, "stream", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    Terminal(console, chat, {}).run()
+    assert "the turn is taken back" in console.export_text() and chat.messages == []

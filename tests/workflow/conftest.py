@@ -1,0 +1,70 @@
+"""The real Snakefile in a temporary folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class Workflow:
+    """Runs Snakemake on a configuration that lies, like its results, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = {
+            "name": "tiny",
+            "backbones": ["tiny-random"],
+            "strategies": {name: {"adapter": {"strategy": name}} for name in ("tsw", "ssw", "msw")},
+            "benchmarks": ["qasper"],
+            "data": {"source": "generated"},
+            "train": {"num_workers": 1, "use_gpu": False},
+            "evaluate": {"use_gpu": False},
+        }
+
+    def run(self, *arguments: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+        own = self.folder / "config.yaml"
+        own.write_text(yaml.safe_dump(self.settings))
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            str(PROJECT / "Snakefile"),
+            "--cores",
+            "2",
+        ]
+        command += [*arguments, "--directory", str(self.folder), "--configfile", str(config or own)]
+        path = os.pathsep.join([str(PROJECT), str(PROJECT / "kernels")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder)
+
+    def plan(self, *arguments: str, config: Path | None = None) -> list[str]:
+        """The messages of the jobs that would run ("Training tsw on …"), without anything being done."""
+        result = self.run("--dry-run", *arguments, config=config)
+        text = result.stdout + result.stderr
+        assert result.returncode == 0, text
+        jobs = [
+            line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("Job ") and ": " in line
+        ]
+        return [job.split(";")[0] for job in jobs]
+
+    def pretend(self) -> None:
+        """Marks everything as done, with files that hold nothing."""
+        planned = self.run("--dry-run", "--summary")
+        assert planned.returncode == 0, planned.stderr
+        for line in planned.stdout.splitlines()[1:]:
+            path = self.folder / line.split("\t")[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        result = self.run("--touch", "--forceall")
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture
+def workflow(tmp_path) -> Workflow:
+    return Workflow(tmp_path)

@@ -1,0 +1,62 @@
+# Validates the configuration and owns the targets. Every stage runs as `python -m pipelines.STAGE`, with the
+# resolved configuration, and reruns when the part of the configuration that its output depends on has changed.
+import json
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from pipelines import parts
+from pipelines.config import resolve_config
+from pipelines.errors import StageError
+from pipelines.gpu_slots import visible_gpus
+from pipelines.layout import Layout
+from pipelines.run_status import summary
+
+PYTHON = sys.executable
+
+try:
+    CONFIG = resolve_config(config, " + ".join(map(str, workflow.configfiles)) or "--config")
+except StageError as error:
+    raise WorkflowError(f"The configuration can't be used.\n{error}")
+
+LAYOUT = Layout(CONFIG)
+RESOLVED = str(LAYOUT.resolved_config)
+
+# Snakemake counts GPUs but can't know how many there are; a limit given on the command line wins.
+GPUS = len(visible_gpus())
+if "gpus" not in workflow.global_resources:
+    workflow.register_resource("gpus", GPUS)
+
+
+wildcard_constraints:
+    backbone=r"[^/]+",
+    strategy=r"[^/]+",
+    seed=r"\d+",
+    benchmark=r"[^/]+",
+
+
+def part(value):
+    """A part of the configuration as one string, the form in which Snakemake compares it."""
+    return json.dumps(value, sort_keys=True)
+
+
+def gpus(wanted):
+    """At most what this machine has: a stage that lacks its GPUs says so itself, a scheduler would just wait."""
+    return min(wanted, GPUS)
+
+
+def write_resolved_config():
+    LAYOUT.resolved_config.parent.mkdir(parents=True, exist_ok=True)
+    LAYOUT.resolved_config.write_text(CONFIG.to_json(), encoding="utf-8")
+
+
+def explain_failure():
+    """Names what failed, with its log, and writes the report of what is there."""
+    import subprocess
+
+    LAYOUT.log("report").parent.mkdir(parents=True, exist_ok=True)
+    with open(LAYOUT.log("report"), "w") as log:
+        command = [PYTHON, "-m", "pipelines.report", "--config", RESOLVED]
+        written = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode == 0
+    page = f"\nThe report of what is finished: {LAYOUT.report_page}" if written else ""
+    return f"\n{summary(CONFIG)}{page}\n"

@@ -1,0 +1,34 @@
+# The frozen backbone is evaluated as strategy "frozen", seed 0; like baselines without training it has no adapter.
+def evaluated_adapter(wildcards):
+    if not parts.needs_adapter(CONFIG, wildcards.strategy):
+        return []
+    return LAYOUT.adapter_weights(wildcards.backbone, wildcards.strategy, wildcards.seed)
+
+
+def evaluation_episodes(wildcards):
+    """Only QASPER's questions are made from the data section; the other benchmarks have their own files."""
+    if CONFIG.benchmarks[wildcards.benchmark].kind != "qasper":
+        return []
+    return LAYOUT.data_manifest(wildcards.backbone, "eval")
+
+
+rule evaluate:
+    message:
+        "Evaluating {wildcards.strategy} on {wildcards.backbone}, seed {wildcards.seed}: {wildcards.benchmark}"
+    input:
+        adapter=evaluated_adapter,
+        backbone=LAYOUT.backbone_record("{backbone}"),
+        episodes=evaluation_episodes,
+    output:
+        result=LAYOUT.evaluation("{backbone}", "{strategy}", "{seed}", "{benchmark}"),
+        records=LAYOUT.records("{backbone}", "{strategy}", "{seed}", "{benchmark}"),
+    log:
+        LAYOUT.log("evaluate", "{backbone}", "{strategy}", "seed{seed}", "{benchmark}"),
+    params:
+        part=lambda wildcards: part(parts.evaluate(CONFIG, wildcards.strategy, wildcards.benchmark)),
+    resources:
+        gpus=gpus(CONFIG.evaluate.gpus if CONFIG.evaluate.use_gpu else 0),
+    shell:
+        "{PYTHON} -m pipelines.gpu_slots {resources.gpus}"
+        " {PYTHON} -m pipelines.evaluate --config {RESOLVED} --backbone {wildcards.backbone}"
+        " --strategy {wildcards.strategy} --seed {wildcards.seed} --benchmark {wildcards.benchmark} > {log} 2>&1"

@@ -1,0 +1,16 @@
+rule preprocess:
+    message:
+        "Making training and evaluation episodes for {wildcards.backbone}"
+    input:
+        backbone=LAYOUT.backbone_record("{backbone}"),
+        papers=[*CONFIG.data.train_files, *CONFIG.data.eval_files] if CONFIG.data.source == "files" else [],
+    output:
+        LAYOUT.data_manifest("{backbone}", "train"),
+        LAYOUT.data_manifest("{backbone}", "eval"),
+    log:
+        LAYOUT.log("preprocess", "{backbone}"),
+    params:
+        part=part(parts.preprocess(CONFIG)),
+    threads: CONFIG.data.processes
+    shell:
+        "{PYTHON} -m pipelines.preprocess --config {RESOLVED} --backbone {wildcards.backbone} > {log} 2>&1"

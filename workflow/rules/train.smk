@@ -1,0 +1,32 @@
+# The checkpoints lie outside the declared outputs, which Snakemake deletes when a job is interrupted: the next
+# run goes on from the last one.
+def training(wildcards):
+    return CONFIG.cell(wildcards.backbone, wildcards.strategy, int(wildcards.seed)).train
+
+
+def local_workers(wildcards):
+    """Workers on this machine: a cluster counts its own."""
+    return 0 if training(wildcards).ray_address else training(wildcards).num_workers
+
+
+rule train:
+    message:
+        "Training {wildcards.strategy} on {wildcards.backbone}, seed {wildcards.seed}; follow it in {log}"
+    input:
+        backbone=LAYOUT.backbone_record("{backbone}"),
+        episodes=LAYOUT.data_manifest("{backbone}", "train"),
+    output:
+        weights=LAYOUT.adapter_weights("{backbone}", "{strategy}", "{seed}"),
+        record=LAYOUT.training_record("{backbone}", "{strategy}", "{seed}"),
+    log:
+        LAYOUT.log("train", "{backbone}", "{strategy}", "seed{seed}"),
+    params:
+        part=lambda wildcards: part(
+            parts.train(CONFIG, wildcards.backbone, wildcards.strategy, int(wildcards.seed))
+        ),
+    threads: lambda wildcards: max(1, local_workers(wildcards) * training(wildcards).cpus_per_worker)
+    resources:
+        gpus=lambda wildcards: gpus(local_workers(wildcards) if training(wildcards).use_gpu else 0),
+    shell:
+        "{PYTHON} -m pipelines.train --config {RESOLVED} --backbone {wildcards.backbone}"
+        " --strategy {wildcards.strategy} --seed {wildcards.seed} > {log} 2>&1"
