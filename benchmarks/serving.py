@@ -29,12 +29,8 @@ from pipelines.backbone_sources.random_weights import byte_tokenizer
 
 
 def main(
-    base: Annotated[
-        str | None, typer.Option(help="backbone folder; its weights don't matter for time")
-    ] = None,
-    shape: Annotated[
-        str, typer.Option(help="without --base: qwen3-4b, qwen3-8b, smollm3-3b or tiny")
-    ] = "tiny",
+    base: Annotated[str | None, typer.Option(help="backbone folder; its weights don't matter for time")] = None,
+    shape: Annotated[str, typer.Option(help="without --base: qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = "tiny",
     strategy: Annotated[str, typer.Option(help="tsw, ssw or msw")] = "tsw",
     context: Annotated[int, typer.Option(help="tokens of history before the turn that is timed")] = 1024,
     tokens: Annotated[int, typer.Option(help="tokens decoded per reply")] = 64,
@@ -115,7 +111,7 @@ def _generate(model, context, tokens, batch, repeats, place):
 
 
 def _served(model, tokenizer, context, tokens, count, folder):
-    """From the moment all turns are submitted until the last is saved, so prompts and disk are in the time."""
+    """From submitting all turns until the last is saved, so prompts and disk are in the time."""
     runtime, metrics = ChatRuntime(model, tokenizer), Metrics()
     runtime.end_ids = frozenset()  # replies of full length
     store = SessionStore(runtime, folder, StoreLimits(), metrics)

@@ -6,16 +6,18 @@ the embeddings' output), run the same way: what a training step costs that has n
 
 from __future__ import annotations
 
-import gc
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import median_seconds, peak_gib, report
 from benchmarks.shapes import random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
+from deltamem.acceleration import compile_norms_and_mlps
 
 
 def main(
@@ -25,31 +27,41 @@ def main(
     written: Annotated[int, typer.Option(help="tokens written")] = 8192,
     read: Annotated[int, typer.Option(help="tokens read, all supervised")] = 512,
     repeats: int = 5,
-    attention: Annotated[str, typer.Option(help="attention implementation")] = "sdpa",
+    compiled: Annotated[bool, typer.Option(help="compile the backbone's norms and MLPs")] = False,
+    attention: Annotated[str, typer.Option(help="SDPA back end: default, flash or cudnn")] = "default",
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
 ) -> None:
     """Time and peak memory of a step on random weights of a real shape."""
     place, rows = torch.device(device), []
-    for name in shape:
-        base = random_backbone(name, place, attention)
-        ids = torch.randint(0, base.config.vocab_size, (1, written + read), device=place)
-        context, question = ids[:, :written], ids[:, written:]
-        for mode in checkpointing:
-            bare = _backbone_step(base, context, question, mode)
-            row = _measure(bare, place, repeats, {"shape": name, "strategy": "backbone alone", "checkpointing": mode})
-            rows.append(row | {"over backbone": 1.0})
-            for kind in strategy:
-                model = get_delta_mem_model(base, DeltaMemConfig(strategy=kind))
-                step = _delta_step(model, context, question, mode)
-                mine = _measure(step, place, repeats, {"shape": name, "strategy": kind, "checkpointing": mode})
-                both = row["seconds"] and mine["seconds"]
-                rows.append(mine | {"over backbone": mine["seconds"] / row["seconds"] if both else None})
-                model.unload()
-                del step, model
-        del base, bare
-        gc.collect()
-    report(rows, f"Training step, {written} written + {read} read", place, out)
+    backend = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}.get(attention)
+    with sdpa_kernel(backend) if backend else nullcontext():
+        for name in shape:
+            rows += _shape_rows(name, strategy, checkpointing, written, read, repeats, compiled, place)
+    title = f"Training step, {written} written + {read} read, {attention} attention{', compiled' if compiled else ''}"
+    report(rows, title, place, out)
+
+
+def _shape_rows(name, strategy, checkpointing, written, read, repeats, compiled, place):
+    rows = []
+    base = random_backbone(name, place)
+    if compiled:
+        compile_norms_and_mlps(base)
+    ids = torch.randint(0, base.config.vocab_size, (1, written + read), device=place)
+    context, question = ids[:, :written], ids[:, written:]
+    for mode in checkpointing:
+        bare = _backbone_step(base, context, question, mode)
+        row = _measure(bare, place, repeats, {"shape": name, "strategy": "backbone alone", "checkpointing": mode})
+        rows.append(row | {"over backbone": 1.0})
+        for kind in strategy:
+            model = get_delta_mem_model(base, DeltaMemConfig(strategy=kind))
+            step = _delta_step(model, context, question, mode)
+            mine = _measure(step, place, repeats, {"shape": name, "strategy": kind, "checkpointing": mode})
+            both = row["seconds"] and mine["seconds"]
+            rows.append(mine | {"over backbone": mine["seconds"] / row["seconds"] if both else None})
+            model.unload()
+            del step, model
+    return rows
 
 
 def _measure(step, device, repeats, row):

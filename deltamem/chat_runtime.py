@@ -100,9 +100,7 @@ class ChatRuntime:
     """
 
     def __init__(self, model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, window: int | None = None):
-        limit = getattr(
-            model.base_model.config.get_text_config(decoder=True), "max_position_embeddings", None
-        )
+        limit = getattr(model.base_model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.model, self.tokenizer = model, tokenizer
         self.window = window or limit or 4096
         if self.window < 2 or (limit and self.window > limit):
@@ -144,9 +142,7 @@ class ChatRuntime:
         room = self.window - reserve - len(new.input_ids)
         if state.keys.length <= room:
             return Prompt(None, new, state.start)
-        turns = [
-            i for i, message in enumerate(state.messages) if message["role"] == "user" and i > state.start
-        ]
+        turns = [i for i, message in enumerate(state.messages) if message["role"] == "user" and i > state.start]
         for start in turns:
             kept = [*state.system, *state.messages[start:]]
             try:
@@ -159,8 +155,8 @@ class ChatRuntime:
         alone = self._encode([*state.system, *messages])
         if len(alone.input_ids) >= self.window:
             raise WindowError(
-                f"the messages are {len(alone.input_ids)} tokens long, the window holds {self.window} with the reply; "
-                "send less at a time"
+                f"the messages are {len(alone.input_ids)} tokens long, the window holds {self.window} with "
+                "the reply; send less at a time"
             )
         return Prompt((), alone, len(state.messages))
 

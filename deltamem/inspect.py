@@ -65,14 +65,10 @@ def inspect_memory(memory: DeltaMemory, title: str, facts: dict[str, str]) -> In
         # participation ratio: 1 when one direction holds everything, r when all are alike
         spread = (singular.sum(-1) ** 2 / singular.square().sum(-1).clamp_min(1e-30)).mean()
         norms = state.flatten(2).norm(dim=-1)
-        rows.append(
-            [str(i), f"{norms.mean():.4f}", f"{norms.max():.4f}", f"{state.abs().max():.4f}", f"{spread:.2f}"]
-        )
+        rows.append([str(i), f"{norms.mean():.4f}", f"{norms.max():.4f}", f"{state.abs().max():.4f}", f"{spread:.2f}"])
     tiles = {i: torch.cat(list(state[0]), dim=1) for i, state in states.items()}
     columns = ["layer", "norm", "largest norm", "largest entry", "directions in use"]
-    return Inspection(
-        title, facts, columns, rows, tiles, "entries of the states (rows: values, columns: keys)"
-    )
+    return Inspection(title, facts, columns, rows, tiles, "entries of the states (rows: values, columns: keys)")
 
 
 def save_picture(inspection: Inspection, path: str | Path) -> None:
@@ -93,9 +89,7 @@ def save_picture(inspection: Inspection, path: str | Path) -> None:
     for axis in axes.flat:
         axis.axis("off")
     for axis, layer in zip(axes.flat, layers, strict=False):
-        image = axis.imshow(
-            inspection.tiles[layer].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto"
-        )
+        image = axis.imshow(inspection.tiles[layer].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         axis.set_title(f"layer {layer}", fontsize=8, pad=2)
     figure.colorbar(image, ax=axes, shrink=0.8)
     figure.suptitle(inspection.picture, fontsize=10)

@@ -33,7 +33,7 @@ class KeyValues:
 
     @classmethod
     def from_cache(cls, cache: DynamicCache) -> KeyValues:
-        """The cache's tensors, not copied: transformers replaces them when it appends, and never changes them."""
+        """The cache's tensors, not copied: appending replaces them and never changes them."""
         return cls(tuple((layer.keys, layer.values) for layer in cache.layers))
 
     def to_cache(self) -> DynamicCache:

@@ -61,7 +61,7 @@ class ReplyText:
         return piece
 
     def _safe_length(self) -> int:
-        """How much of the text can't be, or become, part of a stop sequence; cuts the text at a complete one."""
+        """How much of the text can't become part of a stop sequence; cuts the text at a complete one."""
         found = [at for stop in self._stop if (at := self.text.find(stop)) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True

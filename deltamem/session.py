@@ -96,9 +96,7 @@ class ChatSession:
             after = turn.finish()
         # share the old turns' storage with the new cache instead of holding both
         shares = turn.plan.rebuild is None
-        self._before = (
-            replace(self.state, keys=after.keys.cut(0, self.state.keys.length)) if shares else self.state
-        )
+        self._before = replace(self.state, keys=after.keys.cut(0, self.state.keys.length)) if shares else self.state
         self.state, self.last_reply = after, turn.summary()
 
     def send(self, message: str | Sequence[Message], **options: Any) -> Reply:
@@ -140,7 +138,7 @@ class ChatSession:
         self.state, self._before, self.last_reply = self._before, None, None
 
     def fork(self) -> ChatSession:
-        """An independent session that starts from this one's state (shared, not copied, as states never change)."""
+        """An independent session from this one's state (shared, not copied, as states never change)."""
         twin = object.__new__(ChatSession)
         twin.__dict__.update(self.__dict__)
         return twin
@@ -154,9 +152,7 @@ class ChatSession:
         self.state = session_files.save(self.runtime, self.state, Path(folder), settings)
 
     @classmethod
-    def load(
-        cls, model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
-    ) -> ChatSession:
+    def load(cls, model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> ChatSession:
         """Read what :meth:`save` wrote; the next token's logits are the same to the bit.
 
         Raises:
@@ -168,9 +164,7 @@ class ChatSession:
         return session
 
     def _new(self, message: str | Sequence[Message]) -> list[Message]:
-        new = (
-            [{"role": "user", "content": message}] if isinstance(message, str) else [dict(m) for m in message]
-        )
+        new = [{"role": "user", "content": message}] if isinstance(message, str) else [dict(m) for m in message]
         if not new:
             raise DeltaMemError("there is no message to answer")
         if self.system is not None and not self.state.messages:

@@ -85,8 +85,8 @@ def load(runtime: ChatRuntime, folder: Path) -> ChatState:
         ours, theirs = getattr(runtime, f"{what}_digest"), manifest[f"{what}_digest"]
         if ours != theirs:
             raise SnapshotError(
-                f"{folder} was saved with another {what} (sha256 {theirs[:12]}…, this one is {ours[:12]}…): its memory "
-                f"has no meaning here; load it with the {what} it was made with, or start a new session"
+                f"{folder} was saved with another {what} (sha256 {theirs[:12]}…, this one is {ours[:12]}…): "
+                f"its memory has no meaning here; load it with that {what}, or start a new session"
             )
     device = runtime.model.device
     try:
@@ -97,9 +97,7 @@ def load(runtime: ChatRuntime, folder: Path) -> ChatState:
     except (SafetensorError, MemoryMismatchError, OSError) as error:
         raise SnapshotError(f"{folder} is damaged: {error}") from error
     if keys.length != len(manifest["tokens"]):
-        raise SnapshotError(
-            f"{folder} is damaged: {keys.length} tokens in its files, {len(manifest['tokens'])} named"
-        )
+        raise SnapshotError(f"{folder} is damaged: {keys.length} tokens in its files, {len(manifest['tokens'])} named")
     return ChatState(
         memory=memory,
         messages=tuple(manifest["messages"]),
@@ -126,9 +124,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise SnapshotError(f"{path} is not a saved session (its 'format' is not {FORMAT!r})")
     if manifest.get("format_version") != 1:
-        raise SnapshotError(
-            f"{path}: format_version {manifest.get('format_version')!r} is not known; known: 1"
-        )
+        raise SnapshotError(f"{path}: format_version {manifest.get('format_version')!r} is not known; known: 1")
     return manifest
 
 
@@ -142,11 +138,7 @@ def _reusable(state: ChatState, folder: Path) -> list[StoredPart]:
     parts, held = [], 0
     for part in state.parts[:_MOST_PARTS]:
         held += part.tokens
-        if (
-            part.folder != str(folder.resolve())
-            or held > state.keys.length
-            or not (folder / part.file).is_file()
-        ):
+        if part.folder != str(folder.resolve()) or held > state.keys.length or not (folder / part.file).is_file():
             break
         parts.append(part)
     return [] if len(parts) == _MOST_PARTS else parts

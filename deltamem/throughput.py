@@ -59,9 +59,7 @@ def measure(
                     whole = _median_seconds(model, ids, new, runs)
                     decode = batch_size * (new - 1) / (whole - first) if whole > first else float("nan")
                     rate = batch_size * prompt / first
-                    yield Throughput(
-                        kind, prompt, new, batch_size, first, rate, decode, _peak_bytes(model.device)
-                    )
+                    yield Throughput(kind, prompt, new, batch_size, first, rate, decode, _peak_bytes(model.device))
 
 
 def _median_seconds(model: DeltaMemModel, ids: torch.Tensor, new_tokens: int, runs: int) -> float:

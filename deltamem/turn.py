@@ -86,9 +86,7 @@ class Turn:
     """New messages on their way to a reply. Call :meth:`prefill`, then decode in a :class:`Batch`, then
     :meth:`finish`; ``before`` is not changed, so a turn that is dropped leaves no trace."""
 
-    def __init__(
-        self, runtime: ChatRuntime, before: ChatState, messages: Sequence[Message], options: TurnOptions
-    ):
+    def __init__(self, runtime: ChatRuntime, before: ChatState, messages: Sequence[Message], options: TurnOptions):
         self.runtime, self.before, self.messages, self.options = runtime, before, tuple(messages), options
         self.plan = runtime.prompt(before, self.messages, options.max_new_tokens)
         self.by_segment = runtime.model.config.strategy == "ssw"
@@ -114,7 +112,7 @@ class Turn:
         return logits
 
     def accept(self, token: int) -> str:
-        """Take the next token; returns the text it adds (which may lag behind) and may set ``finish_reason``."""
+        """Take the next token and return the text it adds (which may lag); may set ``finish_reason``."""
         if token in self.runtime.end_ids:
             self.finish_reason = "stop"
             return self.reply.close()
@@ -184,10 +182,8 @@ class Turn:
         return [sum(end <= start for end in ends) for start, _ in spans]
 
 
-def frozen_turn(
-    runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions
-) -> Turn:
-    """The same question to the frozen backbone: the visible messages as its prompt, an empty memory, no writes.
+def frozen_turn(runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions) -> Turn:
+    """The same question to the frozen backbone: the visible messages, an empty memory, no writes.
 
     An empty memory reads zero, so this is the backbone's own answer, exactly. Earlier turns that don't fit
     the window are left out, the oldest first.
@@ -238,9 +234,7 @@ class Batch:
             past_key_values=self._cache,
             use_cache=True,
         )
-        self._memory = (
-            out.memory if all(writes) or not any(writes) else _rows(writes, out.memory, self._memory)
-        )
+        self._memory = out.memory if all(writes) or not any(writes) else _rows(writes, out.memory, self._memory)
         for turn in turns:
             turn.tokens.append(turn.next_token)
         return out.logits[:, -1]
@@ -278,6 +272,4 @@ def choose(turns: Sequence[Turn], logits: Tensor) -> list[int]:
 
 def _rows(taken: Sequence[bool], new: DeltaMemory, old: DeltaMemory) -> DeltaMemory:
     choice = torch.tensor(list(taken), device=new.device)[:, None, None, None]
-    return DeltaMemory(
-        {i: torch.where(choice, new.states[i], old.states[i]) for i in new.states}, new.metadata
-    )
+    return DeltaMemory({i: torch.where(choice, new.states[i], old.states[i]) for i in new.states}, new.metadata)

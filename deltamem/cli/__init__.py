@@ -23,7 +23,7 @@ for module in (chat, serve, inspect, convert, tps):
 
 
 def main() -> None:
-    """Run the command line; an error its user can act on is told in a sentence, any other keeps its traceback."""
+    """Run the command line; an error that its user can act on is told in a sentence, without a traceback."""
     try:
         app()
     except DeltaMemError as error:

@@ -38,9 +38,7 @@ def command(
     model: loading.ModelOption = None,
     session: Annotated[Path | None, typer.Option(help="Saved session to go on with.")] = None,
     system: Annotated[str | None, typer.Option(help="System message of a new session.")] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Most tokens in the prompt. Default: the backbone's.")
-    ] = None,
+    window: Annotated[int | None, typer.Option(help="Most tokens in the prompt. Default: the backbone's.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability.")] = 1.0,
@@ -129,9 +127,7 @@ class Terminal:
             case "/load" if argument:
                 runtime = self.session.runtime
                 self.session = type(self.session).load(runtime.model, runtime.tokenizer, argument)
-                self.say(
-                    f"{len(self.session.messages)} messages, {self.session.forgotten} in the memory only"
-                )
+                self.say(f"{len(self.session.messages)} messages, {self.session.forgotten} in the memory only")
             case _:
                 raise DeltaMemError(f"{line!r} is not a command, or lacks its argument; /help lists them")
 
@@ -140,8 +136,8 @@ class Terminal:
         size = sum(state.nbytes for state in self.session.memory.states.values())
         state = self.session.state
         self.say(
-            f"{size:,} bytes; {state.keys.length} tokens in the prompt; {state.forgotten} of {len(state.messages)} "
-            "messages in the memory only. Norm of the states by layer:"
+            f"{size:,} bytes; {state.keys.length} tokens in the prompt; {state.forgotten} of "
+            f"{len(state.messages)} messages in the memory only. Norm of the states by layer:"
         )
         largest = max(norms.values()) or 1.0
         table = Table.grid(padding=(0, 1))

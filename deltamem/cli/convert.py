@@ -12,13 +12,9 @@ from deltamem.errors import DeltaMemError
 
 
 def command(
-    source: Annotated[
-        str, typer.Argument(help="Adapter to convert: a folder of either format, or a Hub id.")
-    ],
+    source: Annotated[str, typer.Argument(help="Adapter to convert: a folder of either format, or a Hub id.")],
     target: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
-    public: Annotated[
-        bool, typer.Option("--public", help="Write the public release's format (a pickle).")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Write the public release's format (a pickle).")] = False,
 ) -> None:
     """Convert an adapter: from the public release to safetensors, or with --public the other way."""
     from deltamem import public_release

@@ -11,12 +11,8 @@ from rich.table import Table
 
 
 def command(
-    path: Annotated[
-        str, typer.Argument(help="Adapter (folder, Hub id, models:/…), session folder or memory file.")
-    ],
-    png: Annotated[
-        Path | None, typer.Option(help="Draw a heat map of the states (of an adapter: its gates).")
-    ] = None,
+    path: Annotated[str, typer.Argument(help="Adapter (folder, Hub id, models:/…), session folder or memory file.")],
+    png: Annotated[Path | None, typer.Option(help="Draw a heat map of the states (of an adapter: its gates).")] = None,
 ) -> None:
     """Sizes, norms and gates per layer of an adapter, a saved session or a memory."""
     from deltamem.inspect import inspect, save_picture

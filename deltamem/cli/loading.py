@@ -18,13 +18,9 @@ AdapterOption = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option(
-        help="Registered adapter, models:/NAME@ALIAS or models:/NAME/VERSION; it names its backbone."
-    ),
+    typer.Option(help="Registered adapter, models:/NAME@ALIAS or models:/NAME/VERSION; it names its backbone."),
 ]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="Device, e.g. cuda or cpu. Default: a GPU if there is one.")
-]
+DeviceOption = Annotated[str | None, typer.Option(help="Device, e.g. cuda or cpu. Default: a GPU if there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
 
 
@@ -56,9 +52,7 @@ def load(base: str | None, adapter: str | None, model: str | None, device: str |
             config, _ = load_adapter(folder)
             base, revision = config.base_model_name_or_path, config.revision
         if base is None:
-            raise DeltaMemError(
-                f"the adapter {folder} doesn't say which backbone it was made for: name it with --base"
-            )
+            raise DeltaMemError(f"the adapter {folder} doesn't say which backbone it was made for: name it with --base")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         backbone = AutoModelForCausalLM.from_pretrained(
@@ -81,8 +75,6 @@ def _registered_backbone(folder: Path) -> str | None:
     file = folder / "MLmodel"
     if not file.is_file():
         return None
-    flavour = (
-        (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("flavors", {}).get("python_function", {})
-    )
+    flavour = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("flavors", {}).get("python_function", {})
     backbone = (flavour.get("config") or {}).get("backbone")
     return backbone if backbone and Path(backbone).is_dir() else None

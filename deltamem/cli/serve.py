@@ -16,21 +16,15 @@ def command(
     base: loading.BaseOption = None,
     adapter: loading.AdapterOption = None,
     model: loading.ModelOption = None,
-    name: Annotated[
-        str | None, typer.Option(help="What clients call the model. Default: the adapter's name.")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; any but loopback needs an API key.")
-    ] = "127.0.0.1",
+    name: Annotated[str | None, typer.Option(help="What clients call the model. Default: the adapter's name.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="DELTAMEM_API_KEY", help="Key that clients must send.", show_envvar=True),
     ] = None,
     store: Annotated[Path, typer.Option(help="Folder of the kept sessions.")] = Path("deltamem-sessions"),
-    window: Annotated[
-        int | None, typer.Option(help="Most tokens in a prompt. Default: the backbone's.")
-    ] = None,
+    window: Annotated[int | None, typer.Option(help="Most tokens in a prompt. Default: the backbone's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Turns decoded together.")] = 8,
     max_waiting: Annotated[int, typer.Option(min=1, help="Turns that may wait; more are refused.")] = 256,
     max_reply_tokens: Annotated[int, typer.Option(min=1, help="Longest reply a client may ask for.")] = 4096,
@@ -65,14 +59,10 @@ def command(
         most_together=batch_size,
         most_waiting=max_waiting,
         requests=RequestLimits(int(max_body_mb * 2**20), reply_tokens=max_reply_tokens),
-        kept=StoreLimits(
-            max_sessions, int(max_store_gb * 2**30), int(max_held_gb * 2**30), max_age_days * 86_400
-        ),
+        kept=StoreLimits(max_sessions, int(max_store_gb * 2**30), int(max_held_gb * 2**30), max_age_days * 86_400),
     )
     app = create_app(ChatRuntime(delta_model, tokenizer, window), settings)
-    Console().print(
-        f"serving {settings.model_name} at http://{host}:{port}/ (sessions in {store})", soft_wrap=True
-    )
+    Console().print(f"serving {settings.model_name} at http://{host}:{port}/ (sessions in {store})", soft_wrap=True)
     make_server(app, host, port).run()
 
 

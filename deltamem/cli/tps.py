@@ -18,14 +18,10 @@ def command(
     base: loading.BaseOption = None,
     adapter: loading.AdapterOption = None,
     model: loading.ModelOption = None,
-    prompt_tokens: Annotated[
-        list[int], typer.Option(min=1, help="Prompt length; may be given several times.")
-    ] = [  # noqa: B006
+    prompt_tokens: Annotated[list[int], typer.Option(min=1, help="Prompt length; may be given several times.")] = [  # noqa: B006
         512
     ],
-    new_tokens: Annotated[
-        list[int], typer.Option(min=2, help="Reply length; may be given several times.")
-    ] = [64],  # noqa: B006
+    new_tokens: Annotated[list[int], typer.Option(min=2, help="Reply length; may be given several times.")] = [64],  # noqa: B006
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 3,
     output: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,

@@ -1,1 +1,4 @@
-"""An OpenAI-compatible chat server that keeps a memory per session. Needs fastapi, uvicorn and prometheus_client."""
+"""An OpenAI-compatible chat server that keeps a memory per session.
+
+Needs fastapi, uvicorn and prometheus_client, which the rest of the library does without.
+"""

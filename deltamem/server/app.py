@@ -29,7 +29,9 @@ DEFAULT_REPLY_TOKENS = 512
 SWEEP_SECONDS = 600
 SessionId = Annotated[str, Path(pattern=SESSION_ID)]
 PAGE = FilePath(__file__).with_name("page.html")
-PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+PAGE_POLICY = (
+    "default-src 'none'; img-src data:; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+)
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,7 @@ def create_app(runtime: ChatRuntime, settings: ServerSettings) -> FastAPI:
 
     @app.get("/")
     async def page() -> HTMLResponse:
-        return HTMLResponse(
-            PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": PAGE_POLICY}
-        )
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": PAGE_POLICY})
 
     return app
 

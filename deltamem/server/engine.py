@@ -65,9 +65,7 @@ class Engine:
         most_waiting: jobs that may wait for a place.
     """
 
-    def __init__(
-        self, runtime: ChatRuntime, metrics: Metrics, most_together: int = 8, most_waiting: int = 256
-    ):
+    def __init__(self, runtime: ChatRuntime, metrics: Metrics, most_together: int = 8, most_waiting: int = 256):
         self.runtime, self.metrics = runtime, metrics
         self.most_together = most_together
         self._waiting: queue.Queue[Job | None] = queue.Queue(most_waiting)

@@ -61,9 +61,7 @@ async def read_body(request: Request, limits: RequestLimits) -> bytes:
             comes too slowly.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise ApiError(
-            415, "the body must be JSON, sent as Content-Type: application/json", "unsupported_media_type"
-        )
+        raise ApiError(415, "the body must be JSON, sent as Content-Type: application/json", "unsupported_media_type")
     too_large = ApiError(
         413,
         f"the body is longer than {limits.body_bytes} bytes",

@@ -12,9 +12,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "deltamem_requests", "Requests answered", ["path", "status"], registry=registry
-        )
+        self.requests = Counter("deltamem_requests", "Requests answered", ["path", "status"], registry=registry)
         self.tokens = Counter(
             "deltamem_tokens",
             "Tokens: read from the prompt, spared by the cache, generated",
@@ -29,12 +27,8 @@ class Metrics:
         self.waiting = Gauge("deltamem_waiting", "Turns waiting for a place", registry=registry)
         self.active = Gauge("deltamem_active", "Turns being decoded", registry=registry)
         self.sessions = Gauge("deltamem_sessions", "Sessions kept", ["where"], registry=registry)
-        self.store_bytes = Gauge(
-            "deltamem_store_bytes", "Size of the kept sessions", ["where"], registry=registry
-        )
-        self.expired = Counter(
-            "deltamem_sessions_expired", "Sessions removed for their age", registry=registry
-        )
+        self.store_bytes = Gauge("deltamem_store_bytes", "Size of the kept sessions", ["where"], registry=registry)
+        self.expired = Counter("deltamem_sessions_expired", "Sessions removed for their age", registry=registry)
         self.first_token = Histogram(
             "deltamem_first_token_seconds", "From the request to its first piece of text", registry=registry
         )

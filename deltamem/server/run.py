@@ -30,6 +30,4 @@ def make_server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
 def check_reach(host: str, api_key: str | None) -> None:
     """Raise DeltaMemError if the server would be open to the network without a key."""
     if host not in LOOPBACK and not api_key:
-        raise DeltaMemError(
-            f"host {host} can be reached from other machines: set an API key, or serve on 127.0.0.1"
-        )
+        raise DeltaMemError(f"host {host} can be reached from other machines: set an API key, or serve on 127.0.0.1")

@@ -27,7 +27,7 @@ class RunningTurn:
         self._job: Job | None = None
 
     async def start(self, asked: ChatRequest, options: TurnOptions) -> None:
-        """Wait for the session's turn and queue the job. The lock is given back when the job ends, however."""
+        """Wait until the session is free and queue the job, at whose end, good or bad, it is free again."""
         if self._lock is not None:
             await self._lock.acquire()
         try:

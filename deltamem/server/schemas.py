@@ -39,9 +39,7 @@ class ChatMessage(BaseModel):
     def plain(self) -> Message:
         for name, value in (self.model_extra or {}).items():
             if value and name not in ("name", "annotations"):
-                raise ApiError(
-                    400, f"messages: {name} is not supported, only text", "unsupported", f"messages.{name}"
-                )
+                raise ApiError(400, f"messages: {name} is not supported, only text", "unsupported", f"messages.{name}")
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
@@ -87,9 +85,7 @@ class ChatRequest(BaseModel):
     def options(self, most_tokens: int, default_tokens: int) -> TurnOptions:
         tokens = self.max_completion_tokens or self.max_tokens or min(default_tokens, most_tokens)
         if tokens > most_tokens:
-            raise ApiError(
-                400, f"max_tokens: this server allows at most {most_tokens}", "too_large", "max_tokens"
-            )
+            raise ApiError(400, f"max_tokens: this server allows at most {most_tokens}", "too_large", "max_tokens")
         return TurnOptions(
             max_new_tokens=tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -111,22 +107,18 @@ def new_messages(state: ChatState, sent: Sequence[Message]) -> list[Message]:
     known = list(state.messages)
     if sent[: len(known)] == known:
         new = sent[len(known) :]
-    elif any(m["role"] == "assistant" for m in sent) or (
-        sent[0]["role"] == "system" and sent[:1] != known[:1]
-    ):
+    elif any(m["role"] == "assistant" for m in sent) or (sent[0]["role"] == "system" and sent[:1] != known[:1]):
         raise ApiError(
             409,
-            "messages: they are not a continuation of this session. Send only the new messages, or the whole history "
-            "as the session has it (GET /v1/sessions/ID shows it), or begin another session",
+            "messages: they are not a continuation of this session. Send only the new messages, or the whole "
+            "history as the session has it (GET /v1/sessions/ID shows it), or begin another session",
             "session_conflict",
             "messages",
         )
     else:
         new = sent[1:] if sent[0]["role"] == "system" else sent
     if not new or new[-1]["role"] != "user":
-        raise ApiError(
-            400, "messages: the last one must be a new one from the user", "invalid_request", "messages"
-        )
+        raise ApiError(400, "messages: the last one must be a new one from the user", "invalid_request", "messages")
     return list(new)
 
 

@@ -65,9 +65,7 @@ class SessionStore:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock_file.close()
-            raise DeltaMemError(
-                f"another server keeps its sessions in {root}; choose another folder"
-            ) from error
+            raise DeltaMemError(f"another server keeps its sessions in {root}; choose another folder") from error
         for leftover in root.glob("*.removed"):
             shutil.rmtree(leftover, ignore_errors=True)
         self._kept = {f.parent.name: _weigh(f.parent) for f in root.glob(f"*/{session_files.MANIFEST}")}
@@ -98,9 +96,7 @@ class SessionStore:
         with self._guard:
             full = len(self._kept) >= self.limits.sessions or self._disk_bytes() >= self.limits.disk_bytes
             if full and _name(session_id) not in self._kept:
-                raise ApiError(
-                    429, "no more sessions can be kept; delete some", "session_limit", "session_id"
-                )
+                raise ApiError(429, "no more sessions can be kept; delete some", "session_limit", "session_id")
 
     def put(self, session_id: str, state: ChatState) -> ChatState:
         """Keep a state; when this returns, it is on disk."""

@@ -86,21 +86,46 @@ class PromptEncoder:
         Raises:
             StageError: a question doesn't fit the window even without the history.
         """
-        prompts = [self._prompt(prompt_messages(question, context.history)) for question in context.questions]
-        kept, left_out = context.history, []
-        lengths = [len(prompt.input_ids) for prompt in prompts]
-        if max(lengths) + room > self.window:
+        beginning, tails = self._shared(context.questions, context.history)
+        lengths = [len(tail.input_ids) for tail in tails]
+        left_out: list[Message] = []
+        if len(beginning.input_ids) + max(lengths) + room > self.window:
             longest = context.questions[lengths.index(max(lengths))]
             kept, left_out = self._shorten(context.history, longest, room, drop_first)
-            prompts = [self._prompt(prompt_messages(question, kept)) for question in context.questions]
-        system = [message for message in context.questions[0].messages[:1] if message["role"] == "system"]
-        probe = self._prompt([*system, *kept, _PROBE])
+            beginning, tails = self._shared(context.questions, kept)
+        return FullPrompts(beginning, tails, left_out)
+
+    def _shared(
+        self, questions: Sequence[Question], history: Sequence[Message]
+    ) -> tuple[EncodedMessages, list[EncodedMessages]]:
+        """The shared beginning of the questions' prompts and their tails.
+
+        A history is long and may have hundreds of questions: it is encoded once, with the first of them. The
+        tails come from prompts with no more than its last turn, which end in the same tokens; should the first
+        one not, because the template looks further back, every prompt is encoded whole.
+        """
+        turns = [number for number, message in enumerate(history) if message["role"] == "user"]
+        _, tails = self._cut(questions, history[turns[-1] :] if turns else history)
+        whole = self._prompt(prompt_messages(questions[0], history))
+        begin = len(whole.input_ids) - len(tails[0].input_ids)
+        if whole.input_ids[begin:] != tails[0].input_ids:
+            return self._cut(questions, history)
+        earlier = max(whole.segment_ids) - max(tails[0].segment_ids)
+        return EncodedMessages(whole.input_ids[:begin], whole.segment_ids[:begin]), [
+            EncodedMessages(tail.input_ids, [s + earlier if s >= 0 else s for s in tail.segment_ids]) for tail in tails
+        ]
+
+    def _cut(
+        self, questions: Sequence[Question], history: Sequence[Message]
+    ) -> tuple[EncodedMessages, list[EncodedMessages]]:
+        prompts = [self._prompt(prompt_messages(question, history)) for question in questions]
+        system = [message for message in questions[0].messages[:1] if message["role"] == "system"]
+        probe = self._prompt([*system, *history, _PROBE])
         shared = len(commonprefix([prompt.input_ids for prompt in (*prompts, probe)]))
         shared = min(shared, *(len(prompt.input_ids) - 1 for prompt in prompts))
-        return FullPrompts(
+        return (
             EncodedMessages(*(tokens[:shared] for tokens in prompts[0])),
             [EncodedMessages(*(tokens[shared:] for tokens in prompt)) for prompt in prompts],
-            left_out,
         )
 
     def _prompt(self, messages: Sequence[Message]) -> EncodedMessages:

@@ -52,8 +52,8 @@ def test_chat_answers_and_obeys(folders, tmp_path):
     saved = tmp_path / "chat"
     text = chat(
         folders, "hello", "/memory", "/compare who?", "/write off", "again", "/write on", f"/save {saved}",
-        "/undo", "/clear", "/reset", f"/load {saved}", "/help", "/nonsense", "/write maybe", f"/load {tmp_path}/no",
-        "/quit", "never read",
+        "/undo", "/clear", "/reset", f"/load {saved}", "/help", "/nonsense", "/write maybe",
+        f"/load {tmp_path}/no", "/quit", "never read",
     )  # fmt: skip
     for expected in (
         "3,072 bytes", "with memory", "without memory", "turns are not written", f"saved to {saved}",
@@ -135,9 +135,7 @@ def test_convert_there_and_back_is_the_same_adapter(folders, tmp_path):
 def test_tps_measures_the_backbone_and_the_adapter(folders, tmp_path):
     output = tmp_path / "tps.json"
     where = ["--adapter", folders / "adapter", "--device", "cpu", "--output", output]
-    text = deltamem(
-        "tps", *where, "--prompt-tokens", 16, "--prompt-tokens", 32, "--new-tokens", 8, "--runs", 1
-    )
+    text = deltamem("tps", *where, "--prompt-tokens", 16, "--prompt-tokens", 32, "--new-tokens", 8, "--runs", 1)
     assert "prefill tok/s" in text
     results = json.loads(output.read_text())
     assert [(r["kind"], r["prompt_tokens"]) for r in results] == [

@@ -73,15 +73,11 @@ def test_segment_writes_are_one_pass_per_message(segment):
     prompt = encode_messages(tokenizer, chat.messages[:1], True, segment)
     assert len(prompt.input_ids) + reply_length == chat.state.keys.length
     with torch.no_grad():
-        first = model(
-            torch.tensor([prompt.input_ids]), segment_ids=torch.tensor([prompt.segment_ids]), use_cache=True
-        )
+        first = model(torch.tensor([prompt.input_ids]), segment_ids=torch.tensor([prompt.segment_ids]), use_cache=True)
         reply = torch.tensor([chat.state.tokens[-reply_length:]])
         text, segments = "", []
         for token in reply[0]:
-            ended = [
-                end for end in range(1, len(text) + 1) if text[end - 1] in " \n" and text[end - 2] in ".!?"
-            ]
+            ended = [end for end in range(1, len(text) + 1) if text[end - 1] in " \n" and text[end - 2] in ".!?"]
             segments.append(len(ended) if segment == "sentence" else 0)
             text += tokenizer.decode([token])
         second = model(
@@ -264,9 +260,7 @@ def test_the_turns_that_stay_are_read_again_but_not_written_again():
     )
     with torch.no_grad():
         reread = model(ids[:, :old], memory=before.memory, write=False, use_cache=True)
-        rest = model(
-            ids[:, old:], memory=before.memory, past_key_values=reread.past_key_values, use_cache=True
-        )
+        rest = model(ids[:, old:], memory=before.memory, past_key_values=reread.past_key_values, use_cache=True)
     same_memory(chat.memory, rest.memory)
 
 
@@ -300,9 +294,7 @@ def test_the_frozen_answer_leaves_out_what_does_not_fit():
     chat = ChatSession(model, tokenizer, window=200)
     chat.send("x" * 30, max_new_tokens=60)
     _, without = chat.compare("y" * 30, max_new_tokens=60)
-    assert without.prompt_tokens == len(
-        encode_messages(tokenizer, [{"role": "user", "content": "y" * 30}], True)[0]
-    )
+    assert without.prompt_tokens == len(encode_messages(tokenizer, [{"role": "user", "content": "y" * 30}], True)[0])
 
 
 def test_a_cleared_prompt_leaves_the_memory_alone(chat):

@@ -43,11 +43,18 @@ MERGING = (
 )
 
 
-@pytest.fixture(params=["chatml", "merging"])
+# a turn tells how many messages there are in all, so that a prompt's end depends on the whole history
+COUNTING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}{{ messages | length }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(params=["chatml", "merging", "counting"])
 def encoder(request):
     tokenizer = byte_tokenizer()
-    if request.param == "merging":
-        tokenizer.chat_template = MERGING
+    templates = {"chatml": tokenizer.chat_template, "merging": MERGING, "counting": COUNTING}
+    tokenizer.chat_template = templates[request.param]
     return PromptEncoder(tokenizer, "message", 4096)
 
 
@@ -55,16 +62,21 @@ def question(number, text):
     return Question(f"q{number}", "d", [user(text)], ["yes"])
 
 
+HISTORIES = {
+    "user": [user("It rained."), {"role": "assistant", "content": "Oh."}, user("Then it snowed.")],
+    "assistant": [user("It rained."), user("Then it snowed."), {"role": "assistant", "content": "Noted."}],
+}
+
+
+@pytest.mark.parametrize("last", HISTORIES)
 @pytest.mark.parametrize("texts", [["Who?"], ["Who?", "Where was it?"], ["What now?", "What then?", "What"]])
-def test_beginning_and_tail_are_the_prompt(encoder, texts):
-    history = [user("It rained."), user("Then it snowed.")]
+def test_beginning_and_tail_are_the_prompt(encoder, texts, last):
+    history = HISTORIES[last]
     context = Context("c", history, [question(i, text) for i, text in enumerate(texts)])
     prompts = encoder.full(context, 10, "oldest")
     assert prompts.left_out == []
     for asked, tail in zip(context.questions, prompts.tails, strict=True):
-        whole = encode_messages(
-            encoder.tokenizer, prompt_messages(asked, history), add_generation_prompt=True
-        )
+        whole = encode_messages(encoder.tokenizer, prompt_messages(asked, history), add_generation_prompt=True)
         assert joined(prompts.beginning, tail) == [whole.input_ids, whole.segment_ids]
     beginning = encoder.tokenizer.decode(prompts.beginning.input_ids)
     assert "Then it snowed." in beginning

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.benchmarks import Question, get_benchmark
@@ -26,9 +26,7 @@ from pipelines.benchmarks.settings import MemoryAgentBenchSettings, TtlSettings
 from pipelines.errors import StageError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_data = pytest.mark.skipif(
-    not (DATA / "banking77").exists(), reason="the data sets' own files aren't at hand"
-)
+needs_data = pytest.mark.skipif(not (DATA / "banking77").exists(), reason="the data sets' own files aren't at hand")
 
 ROWS = {
     "AR": [("ruler_qa1_197K", ["Who?"], [["Ann", "Anna"]]), ("eventqa_full", ["Next?"], [["He left"]])],
@@ -93,8 +91,7 @@ def test_every_row_is_a_context_with_its_sources_prompt_length_and_metric(folder
     assert contexts[0].history == [
         {
             "role": "user",
-            "content": "The following context is the documents I have read: \n"
-            "First of ruler_qa1_197K.\n\nSecond.",
+            "content": "The following context is the documents I have read: \nFirst of ruler_qa1_197K.\n\nSecond.",
         }
     ]
     labels = contexts[2]
@@ -241,6 +238,7 @@ def test_movies_are_the_nearest_of_the_catalogue():
     assert recall_at_5(sixth, ["1"], names) == 0
 
 
+@settings(deadline=None)
 @given(st.text(max_size=50), st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=3))
 def test_scores_are_bounded_and_ordered(prediction, references):
     scores = text_scores(prediction, references)
@@ -248,6 +246,7 @@ def test_scores_are_bounded_and_ordered(prediction, references):
     assert scores["exact_match"] <= scores["substring_exact_match"]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=30))
 def test_a_reference_is_found_in_an_answer_that_has_it(before, reference, after):
     assert substring_match(f"{before} {reference} {after}", reference) == 1
@@ -256,6 +255,7 @@ def test_a_reference_is_found_in_an_answer_that_has_it(before, reference, after)
 # --- chunks ---------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.text(alphabet="abc .\n", max_size=300).map(lambda text: text.replace(" .", ". ")),
     st.integers(min_value=1, max_value=60),
@@ -312,9 +312,7 @@ def test_a_context_teaches_one_number_per_label(banking):
         assert set(numbers.values()) == {"0", "1", "2"}
         for question in context.questions:
             assert question.cluster_id == context.context_id
-            text = (
-                question.messages[-1]["content"].split("nothing else. \n\n")[1].removesuffix(" \n\n label:")
-            )
+            text = question.messages[-1]["content"].split("nothing else. \n\n")[1].removesuffix(" \n\n label:")
             assert question.references == [numbers[text]]
     assert len({q.question_id for c in contexts for q in c.questions}) == 4
 

@@ -97,9 +97,7 @@ def test_a_turn_may_leave_the_memory_alone_or_be_answered_without_it(client, ser
     client.chat.completions.create(messages=[user("secret")], **SMALL, extra_body=session)
     before = server.chat.store.get("quiet")
     ask = [user("what is it?")]
-    frozen = client.chat.completions.create(
-        messages=ask, **SMALL, extra_body={**session, "without_memory": True}
-    )
+    frozen = client.chat.completions.create(messages=ask, **SMALL, extra_body={**session, "without_memory": True})
     assert server.chat.store.get("quiet") is before
     reference = ChatSession(*make_chat_model())
     reference.send("secret", max_new_tokens=8)
@@ -148,10 +146,7 @@ def test_stop_and_seed_do_what_they_do_at_openai(client):
     assert cut.choices[0].finish_reason == "stop"
     assert cut.choices[0].message.content == whole.choices[0].message.content.split(stop)[0]
     drawn = {**SMALL, "temperature": 2.0, "max_tokens": 30, "seed": 7}
-    texts = {
-        client.chat.completions.create(messages=[user("go")], **drawn).choices[0].message.content
-        for _ in "ab"
-    }
+    texts = {client.chat.completions.create(messages=[user("go")], **drawn).choices[0].message.content for _ in "ab"}
     assert len(texts) == 1 and texts != {whole.choices[0].message.content}
 
 
@@ -165,10 +160,7 @@ def test_a_key_is_asked_for_and_checked(start_server):
         assert caught.value.code == "invalid_api_key"
     for path in ("/v1/models", "/metrics", "/v1/sessions/x"):
         assert httpx.get(server.url + path).status_code == 401
-    assert (
-        httpx.get(f"{server.url}/v1/models", headers={b"Authorization": b"Bearer \xff\xfe"}).status_code
-        == 401
-    )
+    assert httpx.get(f"{server.url}/v1/models", headers={b"Authorization": b"Bearer \xff\xfe"}).status_code == 401
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 

@@ -109,9 +109,7 @@ def test_odd_but_allowed_session_ids_stay_inside_the_store(server, session):
     ],
 )
 def test_hostile_requests_are_refused(server, method, path, headers, status):
-    answer = httpx.request(
-        method, server.url + path, headers=headers, content=body() if method == "POST" else None
-    )
+    answer = httpx.request(method, server.url + path, headers=headers, content=body() if method == "POST" else None)
     assert answer.status_code == status, answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -160,9 +158,7 @@ def test_a_slow_head_is_given_up(start_server, monkeypatch):
         assert client.recv(100) == b""
 
 
-@pytest.mark.parametrize(
-    "junk", [b"\x16\x03\x01\x02\x00\x01", b"\0" * 500, b"GET " + b"a" * 70_000, b"{}\r\n\r\n"]
-)
+@pytest.mark.parametrize("junk", [b"\x16\x03\x01\x02\x00\x01", b"\0" * 500, b"GET " + b"a" * 70_000, b"{}\r\n\r\n"])
 def test_what_is_not_http_is_answered_or_closed(server, junk):
     with connect(server) as client:
         client.sendall(junk)
@@ -177,9 +173,7 @@ def test_a_client_that_leaves_takes_its_turn_back(start_server):
     server.ask("one", session="s")
     state = server.chat.store.get("s")
     long = {"stream": True, "max_tokens": 4000}
-    with httpx.stream(
-        "POST", f"{server.url}/v1/chat/completions", json={**GOOD, **long, "session_id": "s"}
-    ) as answer:
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={**GOOD, **long, "session_id": "s"}) as answer:
         next(answer.iter_lines())
     # the session is free again at once, and as it was
     assert server.ask("two", session="s").status_code == 200

@@ -36,9 +36,7 @@ def connect(url, key="none"):
 
 def say(client, number, text, **fields):
     options = {"model": "tiny", "max_tokens": 4, "temperature": 0, "extra_body": {"session_id": f"s{number}"}}
-    return client.chat.completions.create(
-        messages=[{"role": "user", "content": text}], **{**options, **fields}
-    )
+    return client.chat.completions.create(messages=[{"role": "user", "content": text}], **{**options, **fields})
 
 
 def check_own_memory(runtime, state, number, turns):
@@ -61,7 +59,7 @@ def test_interleaved_sessions_never_see_each_other(start_server):
     turns = [f"my word is {{}}, turn {turn}" for turn in range(2)]
     with ThreadPoolExecutor(24) as pool:
         for turn in turns:
-            replies = list(pool.map(lambda n: say(client, n, turn.format(secret(n))), range(SESSIONS)))
+            replies = list(pool.map(lambda n, t=turn: say(client, n, t.format(secret(n))), range(SESSIONS)))
     held = len(server.chat.store._held)
     assert 0 < held < SESSIONS / 2
     for number in range(SESSIONS):
@@ -174,10 +172,9 @@ def test_unused_sessions_are_removed_for_their_age(start_server):
     for name in ("old", "new"):
         server.ask("hi", session=name)
     store = server.chat.store
-    for name, folder in zip(("old", "new"), sorted(store.root.glob("*/session.json")), strict=True):
-        session = json.loads(folder.read_text())["settings"]["session_id"]
-        if session == "old":
-            os.utime(folder, (1, 1))
+    for manifest in store.root.glob("*/session.json"):
+        if json.loads(manifest.read_text())["settings"]["session_id"] == "old":
+            os.utime(manifest, (1, 1))
     server.stop()
     again = start_server(kept=StoreLimits(age_seconds=100))
     assert again.chat.store.get("old") is None and again.chat.store.get("new") is not None

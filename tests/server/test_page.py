@@ -19,9 +19,7 @@ def open_page(tmp_path):
 
         def open_page(server, session="page"):
             browser.open(server.url)
-            browser.wait_for(
-                'document.readyState === "complete" && document.getElementById("session")?.value'
-            )
+            browser.wait_for('document.readyState === "complete" && document.getElementById("session")?.value')
             change(browser, "session", session)
             return browser
 
@@ -36,9 +34,7 @@ def change(browser, field, value):
 
 
 def say(browser, text):
-    browser.run(
-        f'document.getElementById("text").value = `{text}`; document.getElementById("form").requestSubmit()'
-    )
+    browser.run(f'document.getElementById("text").value = `{text}`; document.getElementById("form").requestSubmit()')
     browser.wait_for('!document.getElementById("send").disabled')
 
 
@@ -56,9 +52,7 @@ def test_a_chat_with_its_memory_and_the_answer_without_it(start_server, open_pag
     shown = page.run('Array.from(document.querySelectorAll("aside dd")).map(e => e.textContent)')
     assert shown[:3] == ["3,072 bytes", str(kept.keys.length), "2"], "the first turn has left the prompt"
     assert "2 messages have left" in page.run('document.querySelector("#log .notice").textContent')
-    norms = page.run(
-        'Array.from(document.querySelectorAll(".bar span:last-child")).map(e => Number(e.textContent))'
-    )
+    norms = page.run('Array.from(document.querySelectorAll(".bar span:last-child")).map(e => Number(e.textContent))')
     assert norms == pytest.approx([float(n.norm()) for n in kept.memory.norms().values()], abs=1e-3)
 
     page.open(server.url)  # after a reload the chat is still there
