@@ -6,11 +6,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from deltamem_kernels import gate_projections, gated_delta_scan
 from torch import Tensor, nn
 
 from deltamem.config import DeltaMemConfig
 from deltamem.segments import Segments, segment_means
+from deltamem_kernels import delta_step, gate_projections, gated_delta_scan, steer_
 
 
 class DeltaMemLayer(nn.Module):
@@ -69,6 +69,19 @@ class DeltaMemLayer(nn.Module):
                 _, state = gated_delta_scan(means, self.beta_bias, state, filled)
         return reads.flatten(2), state
 
+    def step(
+        self, x: Tensor, state: Tensor, valid: Tensor | None, out_state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`project` and :meth:`forward` of one token in one kernel, without gradients.
+
+        Args:
+            x: [B, 1, hidden].
+            valid: [B] bool or None.
+            out_state: where the new state goes; None makes a new tensor.
+        """
+        reads, state = delta_step(x[:, 0], self.in_proj, self.beta_bias, state, valid, out_state)
+        return reads.flatten(1).unsqueeze(1), state
+
     def read(self, projected: Tensor, state: Tensor, valid: Tensor | None) -> Tensor:
         """r_t = S q_t with one unchanging state: [B, T, N, r]."""
         q = gate_projections(projected, self.beta_bias, self.num_states, self.rank)[0].to(state.dtype)
@@ -96,11 +109,15 @@ class DeltaMemLayer(nn.Module):
             output: [B, T, out], the frozen projection's result (or a slice of a packed one).
             reads: [B, T, N·r].
         """
-        weight = self.steer[head].to(output.dtype).t()
-        flat, reads = output.view(-1, output.shape[-1]), reads.flatten(0, 1).to(output.dtype)
+        weight = self.steer[head]
+        flat, reads = output.view(-1, output.shape[-1]), reads.flatten(0, 1)
         if torch.is_grad_enabled():
-            return torch.addmm(flat, reads, weight, alpha=self.scale).view_as(output)
-        flat.addmm_(reads, weight, alpha=self.scale)
+            reads, weight = reads.to(output.dtype), weight.to(output.dtype)
+            return torch.addmm(flat, reads, weight.t(), alpha=self.scale).view_as(output)
+        if output.shape[1] == 1:
+            steer_(flat, reads, weight, self.scale)
+        else:
+            flat.addmm_(reads.to(output.dtype), weight.to(output.dtype).t(), alpha=self.scale)
         return output
 
 

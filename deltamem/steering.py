@@ -34,7 +34,7 @@ class DeltaCall:
         write: False reads only.
         memory_out: {layer: [B, N, r, r]} after the pass, filled while it runs.
         gates: {layer: mean β}, filled where it is a dict.
-        in_place: write new states into the tensors of ``memory_in`` (graph capture).
+        in_place: single tokens write their states into the tensors of ``memory_in`` (graph capture).
     """
 
     memory_in: dict[int, Tensor]
@@ -47,13 +47,16 @@ class DeltaCall:
 
     def run(self, index: int, layer: DeltaMemLayer, x: Tensor) -> Tensor:
         """Read and write layer ``index`` given its attention's input x [B, T, hidden]; the reads [B, T, N·r]."""
-        projected = layer.project(x)
-        reads, state = layer(projected, self.memory_in[index], self.valid, self.segments, self.write)
-        if self.in_place:
-            state = self.memory_in[index].copy_(state)
-        self.memory_out[index] = state
-        if self.gates is not None:
-            self.gates[index] = layer.mean_gate(projected, self.valid, self.segments)
+        before = self.memory_in[index]
+        if x.shape[1] == 1 and self.write and self.segments is None and not torch.is_grad_enabled():
+            valid = None if self.valid is None else self.valid[:, 0]
+            reads, after = layer.step(x, before, valid, before if self.in_place else None)
+        else:
+            projected = layer.project(x)
+            reads, after = layer(projected, before, self.valid, self.segments, self.write)
+            if self.gates is not None:
+                self.gates[index] = layer.mean_gate(projected, self.valid, self.segments)
+        self.memory_out[index] = after
         return reads
 
 

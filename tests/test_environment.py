@@ -72,7 +72,7 @@ def test_every_import_is_a_declared_dependency(root):
     declared |= {canonicalize_name(Requirement(line).name) for line in EXTRAS["gpu"]}
     if root in ("benchmarks", "tests"):
         declared |= {canonicalize_name(requirement.name) for requirement in LOCKED_RANGES}
-    own = {"deltamem", "deltamem_kernels", "pipelines", "benchmarks", "conftest"}
+    own = {"deltamem", "deltamem_kernels", "pipelines", "benchmarks", "conftest", "tests"}
     distributions = metadata.packages_distributions()
     for path in sorted((ROOT / root).rglob("*.py")):
         for module in imported_modules(path) - own - sys.stdlib_module_names:

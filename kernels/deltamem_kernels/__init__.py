@@ -11,8 +11,9 @@ from torch import Tensor
 from deltamem_kernels.chunk import chunk_delta_scan
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.naive import naive_delta_scan
+from deltamem_kernels.step import delta_step, steer_
 
-__all__ = ["BACKENDS", "delta_scan", "gate_projections", "gated_delta_scan"]
+__all__ = ["BACKENDS", "delta_scan", "delta_step", "gate_projections", "gated_delta_scan", "steer_"]
 
 # Under this length the chunk set-up costs more than the token loop.
 SHORT = 4

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from deltamem_kernels import gated_delta_scan
 
 from deltamem import DeltaMemConfig, DeltaMemory, get_delta_mem_model
+from deltamem_kernels import gated_delta_scan
 
 IDS = torch.tensor([[5, 9, 20, 33, 7, 8], [4, 4, 60, 2, 90, 11]])
 QUESTION = torch.tensor([[3, 50, 12], [71, 8, 30]])

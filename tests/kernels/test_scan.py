@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from deltamem_kernels import delta_scan, gate_projections, gated_delta_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from deltamem_kernels import delta_scan, gate_projections, gated_delta_scan
 
 
 def inputs(batch, tokens, states, rank, dtype=torch.float64, seed=0):

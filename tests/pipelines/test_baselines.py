@@ -219,8 +219,8 @@ def test_every_kind_has_its_transform(classifier, word_counts):
         MemoryBank: MemoryBankStrategy(kind="memory_bank"),
         LlmLingua2: LlmLingua2Strategy(kind="llmlingua2", model=str(classifier)),
     }
-    for made, settings in kinds.items():
-        assert isinstance(context_transform(settings, lambda contents, limit: [], "cpu"), made)
+    for made, strategy in kinds.items():
+        assert isinstance(context_transform(strategy, lambda contents, limit: [], "cpu"), made)
 
 
 # --- LoRA -----------------------------------------------------------------------------------------------

@@ -13,10 +13,9 @@ STEPS, SAVED_AT = 5, 3
 
 
 def _objective():
-    from conftest import make_tiny_model  # workers import it by path, see _worker
-
     from deltamem import DeltaMemConfig, get_delta_mem_model
     from pipelines.training.objective import MemoryObjective
+    from tests.conftest import make_tiny_model
 
     torch.manual_seed(3)
     model = get_delta_mem_model(make_tiny_model("qwen3"), DeltaMemConfig(output_init="random", online_gain=0.5))
@@ -36,10 +35,7 @@ def _rows():
     return rows
 
 
-def _worker(rank, workers, port, folder, tests, start_from):
-    import sys
-
-    sys.path.insert(0, tests)
+def _worker(rank, workers, port, folder, start_from):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -71,12 +67,11 @@ def _worker(rank, workers, port, folder, tests, start_from):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two workers straight through; then from step 3 again with two workers, and with one."""
-    folder, tests = tmp_path_factory.mktemp("engine"), os.path.dirname(os.path.dirname(__file__))
-    saved = f"straight-2-step{SAVED_AT}"
+    folder, saved = tmp_path_factory.mktemp("engine"), f"straight-2-step{SAVED_AT}"
     for number, (workers, start_from) in enumerate([(2, None), (2, saved), (1, saved)]):
         port = 20000 + os.getpid() % 20000 + number
         # forked, because importing everything again would take most of the time
-        mp.start_processes(_worker, (workers, port, folder, tests, start_from), nprocs=workers, start_method="fork")
+        mp.start_processes(_worker, (workers, port, folder, start_from), nprocs=workers, start_method="fork")
     return folder
 
 

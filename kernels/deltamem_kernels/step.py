@@ -1,0 +1,63 @@
+"""One token: what decoding runs in every layer, with as few kernel launches as possible."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem_kernels.gates import gate_projections
+from deltamem_kernels.naive import naive_delta_scan
+
+
+def delta_step(
+    x: Tensor,
+    in_proj: Tensor,
+    beta_bias: Tensor,
+    state: Tensor,
+    mask: Tensor | None = None,
+    out_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Project, normalise, gate, read and write one token; one kernel on a GPU. Inference only.
+
+    Args:
+        x: [B, H], the attention's input.
+        in_proj: [4·N·r, H], the blocks q | k | v | β.
+        beta_bias: [N·r].
+        state: [B, N, r, r] float32.
+        mask: [B] bool or None; where False the read is zero and the state stays.
+        out_state: where the new state goes (it may be ``state`` itself); None makes a new tensor.
+
+    Returns:
+        reads [B, N, r] float32, the new state.
+    """
+    if fits_triton(state):
+        from deltamem_kernels.triton_step import triton_delta_step
+
+        return triton_delta_step(x, in_proj, beta_bias, state, mask, out_state)
+    projected = F.linear(x, in_proj.to(x.dtype)).unsqueeze(1)
+    gates = gate_projections(projected, beta_bias, state.shape[1], state.shape[-1])
+    reads, new_state = naive_delta_scan(*gates, state, None if mask is None else mask.unsqueeze(1))
+    return reads[:, 0], new_state if out_state is None else out_state.copy_(new_state)
+
+
+def steer_(out: Tensor, reads: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """out [B, W] += scale · reads [B, N·r] · weightᵀ [N·r, W], in place; one kernel on a GPU."""
+    width = weight.shape[1]
+    if out.is_cuda and out.is_contiguous() and width & (width - 1) == 0 and _has_triton():
+        from deltamem_kernels.triton_step import triton_steer
+
+        triton_steer(out, reads, weight, scale)
+        return out
+    return out.addmm_(reads.to(out.dtype), weight.to(out.dtype).t(), alpha=scale)
+
+
+def fits_triton(state: Tensor) -> bool:
+    """Whether the Triton kernels can take this state: on a GPU, float32, of a rank they are compiled for."""
+    return state.is_cuda and state.dtype == torch.float32 and state.shape[-1] in (4, 8, 16, 32) and _has_triton()
+
+
+def _has_triton() -> bool:
+    from deltamem_kernels import BACKENDS
+
+    return "triton" in BACKENDS
