@@ -95,7 +95,7 @@ def _delta_step(model, context, question, mode):
     model.base_model.gradient_checkpointing_disable()
     if mode != "none":
         model.gradient_checkpointing_enable(selective=mode == "selective")
-    segments = torch.arange(context.shape[1], device=context.device).div(256, rounding_mode="floor").unsqueeze(0)
+    segments = torch.arange(context.shape[1]).div(256, rounding_mode="floor").unsqueeze(0)
 
     def step():
         memory = model.write(context, segment_ids=segments)

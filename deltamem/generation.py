@@ -53,7 +53,7 @@ class GenerationMemory:
             span = slice(self.position, self.position + length)
             valid = self.mask[:, span]
             if self.segment_ids is not None:
-                segments = rank_segments(self.segment_ids[:, span], valid)
+                segments = rank_segments(self.segment_ids[:, span], valid, tokens.device)
         else:
             if self.alive is None:
                 self.alive = torch.ones(batch, dtype=torch.bool, device=tokens.device)

@@ -85,7 +85,8 @@ class DeltaMemModel(nn.Module):
             attention_mask: [B, T], or [B, past + T] with a KV cache; 0 marks padding. None: every token counts.
             memory: None means a new, empty one. It is not changed.
             write: False reads only, and returns the memory as it came.
-            segment_ids: [B, T] int for ssw; equal numbers make one segment, -1 is not written.
+            segment_ids: [B, T] int for ssw; equal numbers make one segment, -1 is not written. On the CPU their number
+                is known at once, which makes the write cheaper on a GPU too.
             labels: [B, T] int as transformers takes them (-100 is ignored).
             **kwargs: what the backbone's forward takes (past_key_values, use_cache, logits_to_keep, …).
 
@@ -311,7 +312,7 @@ class DeltaMemModel(nn.Module):
                 raise SegmentsMissingError(
                     f"segment_ids must have input_ids' shape {tuple(input_ids.shape)}, got {tuple(segment_ids.shape)}"
                 )
-            segments = rank_segments(segment_ids.to(input_ids.device), valid)
+            segments = rank_segments(segment_ids, valid, input_ids.device)
         return DeltaCall(dict(self._check(memory, batch).states), valid, segments, write)
 
     def _need_segments(self, segment_ids: Tensor | None, write: bool, length: int) -> None:

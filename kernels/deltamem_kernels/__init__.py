@@ -6,12 +6,15 @@ device, ``triton`` is for GPUs. ``backend=None`` takes triton on CUDA tensors an
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from deltamem_kernels.chunk import chunk_delta_scan
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.naive import naive_delta_scan
-from deltamem_kernels.step import delta_step, steer_
+from deltamem_kernels.step import delta_step, fits_triton, steer_
 
 __all__ = ["BACKENDS", "delta_scan", "delta_step", "gate_projections", "gated_delta_scan", "steer_"]
 
@@ -24,14 +27,24 @@ def _torch_delta_scan(q, k, v, beta, state, mask=None) -> tuple[Tensor, Tensor]:
     return scan(q, k, v, beta, state, mask)
 
 
+def _torch_gated_delta_scan(projected, beta_bias, state, mask=None, scan=_torch_delta_scan) -> tuple[Tensor, Tensor]:
+    return scan(*gate_projections(projected, beta_bias, state.shape[1], state.shape[-1]), state, mask)
+
+
 BACKENDS = {"naive": naive_delta_scan, "torch": _torch_delta_scan}
+GATED_BACKENDS = {"naive": partial(_torch_gated_delta_scan, scan=naive_delta_scan), "torch": _torch_gated_delta_scan}
+# CPU builds of torch come without a driver to compile for, and some without triton
+if torch.cuda.is_available():
+    from deltamem_kernels.triton_scan import triton_delta_scan, triton_gated_delta_scan
+
+    BACKENDS["triton"], GATED_BACKENDS["triton"] = triton_delta_scan, triton_gated_delta_scan
 
 
-def _scan(backend: str | None):
-    name = backend or "torch"
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; choose one of {sorted(BACKENDS)}")
-    return BACKENDS[name]
+def _pick(backends: dict, backend: str | None, state: Tensor):
+    name = backend or ("triton" if fits_triton(state) else "torch")
+    if name not in backends:
+        raise ValueError(f"unknown backend {name!r}; choose one of {sorted(backends)}")
+    return backends[name]
 
 
 def delta_scan(
@@ -55,7 +68,7 @@ def delta_scan(
     Returns:
         (reads [B, T, N, r], state [B, N, r, r]), in the state's dtype.
     """
-    return _scan(backend)(q, k, v, beta, state, mask)
+    return _pick(BACKENDS, backend, state)(q, k, v, beta, state, mask)
 
 
 def gated_delta_scan(
@@ -69,5 +82,4 @@ def gated_delta_scan(
         state: [B, N, r, r], float32.
         mask: [B, T] bool or None.
     """
-    q, k, v, beta = gate_projections(projected, beta_bias, state.shape[1], state.shape[-1])
-    return delta_scan(q, k, v, beta, state, mask, backend=backend)
+    return _pick(GATED_BACKENDS, backend, state)(projected, beta_bias, state, mask)

@@ -39,7 +39,11 @@ class EpisodeBatch:
     owner: Tensor
 
     def to(self, device: torch.device) -> EpisodeBatch:
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        stay = ("segment_ids",)  # on the CPU the number of segments is known without asking the device
+        moved = {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v
+            for k, v in vars(self).items()
+        }
         return EpisodeBatch(**moved)
 
     @property
