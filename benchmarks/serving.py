@@ -1,21 +1,23 @@
 """Sessions beside plain generate: `python -m benchmarks.serving --help`.
 
 Two questions. What does a turn of a resumed session cost, whose history is in its saved cache, against
-reading the whole prompt again? And how fast do 1 and 8 sessions decode in the server's engine (with each turn
-saved to disk), against transformers' own ``generate`` on the backbone and on the δ-mem model, at the same
-batch and context?
+reading the whole prompt again? And how fast do 1 and 8 sessions decode, against transformers' own ``generate``
+on the backbone and on the δ-mem model at the same batch and context? "Whole turns" are the server's engine with
+its prompts and its saving to disk.
 """
 
 from __future__ import annotations
 
 import queue
+import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
 
 from benchmarks.measure import median_seconds, report
 from benchmarks.shapes import random_backbone
@@ -24,7 +26,7 @@ from deltamem.chat_runtime import ChatRuntime
 from deltamem.server.engine import Engine, Finished, Job
 from deltamem.server.metrics import Metrics
 from deltamem.server.store import SessionStore, StoreLimits
-from deltamem.turn import Turn, TurnOptions
+from deltamem.turn import Batch, Turn, TurnOptions, choose
 from pipelines.backbone_sources.random_weights import byte_tokenizer
 
 
@@ -47,11 +49,12 @@ def main(
     else:
         backbone = AutoModelForCausalLM.from_pretrained(base, dtype=kind).to(place).eval()
         tokenizer = AutoTokenizer.from_pretrained(base)
-    model = get_delta_mem_model(backbone, DeltaMemConfig(strategy=strategy)).requires_grad_(False).eval()
+    model = get_delta_mem_model(backbone, DeltaMemConfig(strategy=strategy)).requires_grad_(False).to(kind).eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         rows = list(_resumed(model, tokenizer, context, Path(folder) / "session", repeats, place))
         for count in sessions:
             rows += _generate(model, context, tokens, count, repeats, place)
+            rows.append(_decoded(model, tokenizer, context, tokens, count, repeats))
             rows.append(_served(model, tokenizer, context, tokens, count, Path(folder) / f"store{count}"))
     report(rows, f"Sessions on {base or shape}, {strategy}, {context} tokens of history", place, out)
 
@@ -88,26 +91,56 @@ def _resumed(model, tokenizer, context, folder, repeats, place):
     hook.remove()
 
 
+class _Clock(StoppingCriteria):
+    """Notes when each token has been chosen; never stops."""
+
+    def __init__(self):
+        self.times = []
+
+    def __call__(self, ids, scores, **kwargs):
+        if ids.is_cuda:
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+
 def _generate(model, context, tokens, batch, repeats, place):
-    """Time of all tokens less that of the first, which is the prompt's."""
+    """Tokens per second after the first token, which is the prompt's."""
     vocabulary = model.base_model.config.get_text_config(decoder=True).vocab_size
     ids = torch.randint(vocabulary, (batch, context), device=place)
-    fixed = {
-        "do_sample": False,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-        "attention_mask": torch.ones_like(ids),
-    }
+    fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
     segments = {"segment_ids": torch.zeros_like(ids)} if model.config.strategy == "ssw" else {}
-    for name, generate in {
-        "generate, backbone alone": model.base_model.generate,
-        "generate, δ-mem": lambda *a, **k: model.generate(*a, **segments, **k),
-    }.items():
-        first, whole = (
-            median_seconds(lambda n=n, g=generate: g(ids, max_new_tokens=n, **fixed), place, repeats, 1)
-            for n in (1, tokens)
-        )
-        yield {"what": name, "sessions": batch, "tokens/s": batch * (tokens - 1) / (whole - first)}
+    for name, generate, more in (
+        ("generate, backbone alone", model.base_model.generate, {}),
+        ("generate, δ-mem", model.generate, segments),
+    ):
+        seconds = []
+        for _ in range(repeats):
+            clock = _Clock()
+            generate(ids, max_new_tokens=tokens, stopping_criteria=[clock], **fixed, **more)
+            seconds.append(clock.times[-1] - clock.times[0])
+        rate = batch * (tokens - 1) / statistics.median(seconds)
+        yield {"what": name, "sessions": batch, "tokens/s": rate}
+
+
+def _decoded(model, tokenizer, context, tokens, count, repeats):
+    """What the engine does between a turn's prompt and its end."""
+    chat = ChatSession(model, tokenizer)
+    chat.runtime.end_ids = frozenset()
+    chat.send(_history(tokenizer, context), max_new_tokens=2)
+    question, options = [{"role": "user", "content": "Go on."}], TurnOptions(max_new_tokens=10 * tokens)
+    turns = [Turn(chat.runtime, chat.state, question, options) for _ in range(count)]
+    for turn in turns:
+        turn.accept(choose([turn], turn.prefill())[0])
+    batch = Batch()
+
+    def steps():
+        for _ in range(tokens):
+            for turn, token in zip(turns, choose(turns, batch.step(turns)), strict=True):
+                turn.accept(token)
+
+    seconds = median_seconds(steps, model.device, repeats, 1)
+    return {"what": "sessions, δ-mem", "sessions": count, "tokens/s": count * tokens / seconds}
 
 
 def _served(model, tokenizer, context, tokens, count, folder):
@@ -142,7 +175,7 @@ def _served(model, tokenizer, context, tokens, count, folder):
     seconds = median_seconds(round_of_turns, model.device, 1, 1)
     engine.stop()
     store.close()
-    return {"what": "engine, δ-mem, saved", "sessions": count, "tokens/s": count * tokens / seconds}
+    return {"what": "whole turns, saved", "sessions": count, "tokens/s": count * tokens / seconds}
 
 
 if __name__ == "__main__":

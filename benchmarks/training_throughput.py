@@ -35,8 +35,9 @@ def main(
 ) -> None:
     """Episodes and tokens per second of training."""
     place, table, rows = torch.device(device), open_episodes(episodes), []
-    base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16).to(place).eval()
-    pad = AutoTokenizer.from_pretrained(backbone).pad_token_id or 0
+    gguf = {"gguf_file": path.name for path in backbone.glob("*.gguf")}
+    base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16, **gguf).to(place).eval()
+    pad = AutoTokenizer.from_pretrained(backbone, **gguf).pad_token_id or 0
     for kind in strategy:
         for micro in micro_batch:
             for by_length in (True, False):
@@ -46,7 +47,8 @@ def main(
                 if not by_length:
                     schedule.lengths = [0] * len(table)
                 measured = _measure(MemoryObjective(model, 0.01, 0.05), schedule, table, pad, steps, place)
-                rows.append({"strategy": kind, "micro-batch": micro, "order": "length" if by_length else "drawn"} | measured)
+                order = "length" if by_length else "drawn"
+                rows.append({"strategy": kind, "micro-batch": micro, "order": order} | measured)
                 model.unload()
     report(rows, f"Training throughput, {len(table)} episodes", place, out)
 

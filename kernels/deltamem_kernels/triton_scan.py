@@ -96,16 +96,17 @@ _COMPILED: dict = {}
 
 
 def _launch(kernel, grid: tuple[int, int, int], args: tuple, constants: tuple) -> None:
-    """One warp per program. Repeats skip Triton's look-up, which costs more than a short scan.
+    """One warp per program. Repeats skip Triton's look-up and its question to the driver about every pointer.
 
-    Sound because nothing else varies: sizes are not specialised on, and :func:`_ready` aligns every pointer.
+    Those cost more than a short scan takes. Skipping them is sound because nothing varies beyond the key: sizes
+    are not specialised on, :func:`_ready` aligns every pointer, and all of them are on one device.
     """
     key = (kernel, args[0].dtype, args[0].device, constants)
     compiled = _COMPILED.get(key)
     if compiled is None:
         _COMPILED[key] = kernel[grid](*args, *constants, num_warps=1, num_stages=1)
     else:
-        compiled[grid](*args, *constants)
+        compiled[grid](*(x.data_ptr() if isinstance(x, Tensor) else x for x in args), *constants)
 
 
 def _ready(x: Tensor | None) -> Tensor | None:
@@ -117,7 +118,9 @@ def _ready(x: Tensor | None) -> Tensor | None:
 
 
 def _on_device(x: Tensor):
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
 
 
 def _walk(plan: Plan, programs: int, buffers: list[Tensor], given: Tensor, final: Tensor, adjoint: bool) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from deltamem import ChatSession, DeltaMemModel
 from deltamem.cli import app, main
+from pipelines.pyfunc import write_model_folder
 from tests.chat_models import make_chat_model
 
 
@@ -77,6 +78,14 @@ def test_chat_goes_on_with_a_saved_session_and_says_when_turns_leave(folders):
 
 def test_the_adapters_own_backbone_is_the_default(folders):
     text = deltamem("chat", "--adapter", folders / "adapter", "--device", "cpu", input="/memory\n")
+    assert "0 tokens in the prompt" in text
+
+
+def test_a_registered_model_names_its_backbone(folders, tmp_path):
+    write_model_folder(folders / "adapter", folders / "base", "digest", tmp_path / "model")
+    config = tmp_path / "model" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "/elsewhere"}))
+    text = deltamem("chat", "--model", tmp_path / "model", "--device", "cpu", input="/memory\n")
     assert "0 tokens in the prompt" in text
 
 
