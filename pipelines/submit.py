@@ -14,6 +14,7 @@ import asyncio
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ from pipelines.config import load_config  # noqa: E402
 from pipelines.config_files import PROJECT_ROOT  # noqa: E402
 from pipelines.errors import StageError, run_stage  # noqa: E402
 
+AGENT_SECONDS = 90
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -40,11 +43,18 @@ def submit(client: JobSubmissionClient, configfile: Path, gpus: int, options: li
     command = [sys.executable, "-m", "snakemake", *options, "--configfile", str(configfile.resolve())]
     # in a job, Ray refuses to start a cluster of its own for the training workers
     command += ["--config", "train={ray_address: auto}"]
-    return client.submit_job(
-        entrypoint=f"cd {shlex.quote(str(PROJECT_ROOT))} && {shlex.join(command)}",
-        entrypoint_num_gpus=gpus,
-        metadata={"config": str(configfile)},
-    )
+    entrypoint = f"cd {shlex.quote(str(PROJECT_ROOT))} && {shlex.join(command)}"
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint, entrypoint_num_gpus=gpus, metadata={"config": str(configfile)}
+            )
+        except RuntimeError as error:
+            # a head that has only just started answers before it can take jobs
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(2)
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> None:
