@@ -101,7 +101,7 @@ def _launch(kernel, grid: tuple[int, int, int], args: tuple, constants: tuple) -
     Those cost more than a short scan takes. Skipping them is sound because nothing varies beyond the key: sizes
     are not specialised on, :func:`_ready` aligns every pointer, and all of them are on one device.
     """
-    key = (kernel, args[0].dtype, args[0].device, constants)
+    key = (kernel, args[0].device, *(x.dtype for x in args if isinstance(x, Tensor)), constants)
     compiled = _COMPILED.get(key)
     if compiled is None:
         _COMPILED[key] = kernel[grid](*args, *constants, num_warps=1, num_stages=1)

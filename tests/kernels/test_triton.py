@@ -206,6 +206,21 @@ def test_gpu_matches_float64(tokens, states, dtype):
 
 
 @pytest.mark.gpu
+def test_gpu_repeated_launches_follow_dtypes_and_alignment():
+    """Repeats skip Triton's own look-up (triton_scan._launch): what it would have noticed must still be noticed."""
+    from deltamem_kernels.triton_scan import triton_gated_delta_scan
+
+    projected, bias, state = random_inputs(1, 40, 1, 8)
+    expected = triton_gated_delta_scan(projected, bias.bfloat16().float(), state)
+    shifted = torch.cat([bias[:1], bias.bfloat16().float()])[1:]
+    assert shifted.data_ptr() % 16
+    for again in (bias.bfloat16(), shifted, bias.bfloat16()):
+        assert all(
+            torch.equal(a, b) for a, b in zip(triton_gated_delta_scan(projected, again, state), expected, strict=True)
+        )
+
+
+@pytest.mark.gpu
 def test_gpu_runs_are_equal_to_the_bit():
     from deltamem_kernels.triton_scan import triton_gated_delta_scan
 
