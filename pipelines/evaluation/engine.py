@@ -263,6 +263,7 @@ class Engine:
             "cluster_id": task.question.cluster_id,
             "category": task.question.category,
             "condition": condition,
+            "question": task.question.messages[-1]["content"],
             "nll": nll,
             **{metric: scores.get(metric) for metric in self.benchmark.metrics},
             "prediction": prediction,
