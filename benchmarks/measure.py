@@ -43,7 +43,8 @@ def peak_gib(function: Callable[[], Any], device: torch.device) -> float:
 
 def circumstances(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions["python"] = platform.python_version()
     try:
         import triton
 

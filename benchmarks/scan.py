@@ -13,9 +13,9 @@ from typing import Annotated
 
 import torch
 import typer
-from deltamem_kernels import delta_scan, gate_projections, gated_delta_scan
 
 from benchmarks.measure import report
+from deltamem_kernels import delta_scan, gate_projections, gated_delta_scan
 
 RANK = 8
 

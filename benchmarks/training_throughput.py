@@ -35,7 +35,8 @@ def main(
 ) -> None:
     """Episodes and tokens per second of training."""
     place, table, rows = torch.device(device), open_episodes(episodes), []
-    gguf = {"gguf_file": path.name for path in backbone.glob("*.gguf")}
+    files = sorted(backbone.glob("*.gguf"))
+    gguf = {"gguf_file": files[0].name} if files else {}
     base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16, **gguf).to(place).eval()
     pad = AutoTokenizer.from_pretrained(backbone, **gguf).pad_token_id or 0
     for kind in strategy:

@@ -77,8 +77,8 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
     train = cell.train
     if cell.strategy.kind != "delta":
         raise StageError(
-            f"strategies.{strategy}: this stage trains δ-mem adapters; the model, loss and files of kind "
-            f"{cell.strategy.kind!r} are in pipelines/baselines/lora.py, but its training isn't part of the workflow yet"
+            f"strategies.{strategy}: this stage trains δ-mem adapters. The model, loss and files of kind "
+            f"{cell.strategy.kind!r} are in pipelines/baselines/, but their training isn't part of the workflow yet."
         )
     schedule = Schedule(open_episodes(layout.data(backbone, "train")), train, seed, train.num_workers)
     inputs = {

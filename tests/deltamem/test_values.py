@@ -238,7 +238,8 @@ def test_an_unsupported_backbone_is_told_what_is_missing(tiny_model):
         get_delta_mem_model(nn.Linear(2, 2))
     base = tiny_model("qwen3")
     del base.model.layers[1].self_attn.o_proj
-    with pytest.raises(UnsupportedModelError, match=r"layers\[1\].self_attn .* has no output projection .*o_proj, dense"):
+    message = r"layers\[1\].self_attn .* has no output projection .*o_proj, dense"
+    with pytest.raises(UnsupportedModelError, match=message):
         get_delta_mem_model(base)
     base = tiny_model("phi3")
     base.model.layers[0].self_attn.qkv_proj = nn.Linear(32, 60, bias=False)

@@ -28,9 +28,9 @@ def _rows():
     for i in range(8):
         ids = torch.randint(3, 100, (20,), generator=generator).tolist()
         rows.append({
-            "paper_id": f"p{i}", "question_id": f"q{i}", "context_ids": ids[: 8 + i % 3], "segment_ids": [0] * (8 + i % 3),
-            "messages": [], "question": "", "question_ids": ids[11:15], "answer": "", "answer_ids": ids[15 : 17 + i % 2],
-            "answer_type": "", "references": [],
+            "paper_id": f"p{i}", "question_id": f"q{i}", "answer_type": "", "references": [], "messages": [],
+            "context_ids": ids[: 8 + i % 3], "segment_ids": [0] * (8 + i % 3), "question": "", "answer": "",
+            "question_ids": ids[11:15], "answer_ids": ids[15 : 17 + i % 2],
         })  # fmt: skip
     return rows
 
