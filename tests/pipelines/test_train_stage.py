@@ -52,7 +52,8 @@ def kill_a_worker(curve: Path) -> None:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if curve.exists() and len(curve.read_text().splitlines()) > KILL_AT:
-            workers = [p for p in psutil.process_iter(["name"]) if "TrainWorker" in (p.info["name"] or "")]
+            # descendants only: another test may be training beside this one
+            workers = [p for p in psutil.Process().children(recursive=True) if "TrainWorker" in p.name()]
             if workers:
                 os.kill(workers[0].pid, signal.SIGKILL)
                 return
