@@ -48,7 +48,8 @@ class DeltaCall:
     def run(self, index: int, layer: DeltaMemLayer, x: Tensor) -> Tensor:
         """Read and write layer ``index`` given its attention's input x [B, T, hidden]; the reads [B, T, N·r]."""
         before = self.memory_in[index]
-        if x.shape[1] == 1 and self.write and self.segments is None and not torch.is_grad_enabled():
+        one_token = x.shape[1] == 1 and self.write and self.segments is None
+        if one_token and self.gates is None and not torch.is_grad_enabled():
             valid = None if self.valid is None else self.valid[:, 0]
             reads, after = layer.step(x, before, valid, before if self.in_place else None)
         else:
