@@ -23,7 +23,6 @@ LIBRARIES = (
     "peft",
     "triton",
     "numpy",
-    "scipy",
 )
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,9 +61,7 @@ def library_versions() -> dict[str, str]:
 
 def _git(*arguments: str) -> str:
     try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=30, check=False
-        )
+        result = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""

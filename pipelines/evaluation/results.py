@@ -85,13 +85,6 @@ def effects(scores: Scores, metrics: Sequence[str], how: Bootstrap) -> dict[str,
     return found
 
 
-def compare(ours: Scores, theirs: Scores, metric: str, condition: str, how: Bootstrap) -> Estimate:
-    """Ours − theirs under one condition, over the questions that both answered; positive where ours is
-    better."""
-    both = pd.concat([ours.gains(metric)[condition], theirs.gains(metric)[condition]], axis=1, join="inner")
-    return paired_difference(both.iloc[:, 0], both.iloc[:, 1], ours.clusters(both.index), how)
-
-
 def total_cost(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sums over batches, by part (a condition, or "write": the histories of state and swapped) and in all.
 

@@ -10,6 +10,7 @@ import pytest
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines import parts
 from pipelines.backbone import load_backbone, prepare_backbone
+from pipelines.baselines.lora import make_lora, save_lora
 from pipelines.config import FROZEN, Config, resolve_config
 from pipelines.layout import Layout
 from pipelines.provenance import provenance
@@ -44,14 +45,18 @@ class FinishedRun:
             self._json(self.layout.data_manifest("tiny-random", split), {"shards": [{"sha256": split}]})
         for number, cell in enumerate(parts.cells(self.config)):
             self.train(*cell)
-            self.evaluate(*cell, effect=0.5 + number)
+            lora = self.config.strategies[cell[1]].kind == "lora"
+            self.evaluate(*cell, effect=0.5 + number, conditions=("none", "full") if lora else CONDITIONS)
         self.evaluate("tiny-random", FROZEN, 0, conditions=("none", "full"))
 
     def train(self, backbone: str, strategy: str, seed: int) -> None:
         folder = self.layout.adapter(backbone, strategy, seed)
         base, _ = load_backbone(self.layout.backbone(backbone))
-        settings = DeltaMemConfig.from_dict(self.config.strategies[strategy].adapter)
-        get_delta_mem_model(base, settings).save_pretrained(folder)
+        entry = self.config.strategies[strategy]
+        if entry.kind == "lora":
+            save_lora(make_lora(base, entry), folder)
+        else:
+            get_delta_mem_model(base, DeltaMemConfig.from_dict(entry.adapter)).save_pretrained(folder)
         rows = [
             {
                 "step": step,
@@ -88,8 +93,9 @@ class FinishedRun:
             "strategy": strategy,
             "seed": seed,
             "conditions": {name: {"nll": interval(scores[name]), "f1": interval(0.3)} for name in conditions},
-            "effects": {} if strategy == FROZEN else effects,
-            "cost": {"seconds": 12.5, "tokens_per_second": 800.0},
+            "effects": effects if "state" in conditions else {},
+            "prompts": {"full": 3, "shortened_to_the_window": 0},
+            "cost": {"peak_bytes": 10**9, "parts": {"full": {"seconds": 12.5, "tokens": 10_000}}},
             "provenance": provenance(parts.evaluate(self.config, strategy, "qasper")),
         }
         self._json(self.layout.evaluation(backbone, strategy, seed, "qasper"), result)
@@ -97,6 +103,7 @@ class FinishedRun:
             {
                 "question_id": f"q{number}",
                 "cluster_id": "paper",
+                "category": "",
                 "condition": name,
                 "nll": scores[name],
                 "f1": 0.3,

@@ -1,0 +1,179 @@
+"""The kinds of chart in the report: bars in panels, dots with intervals, and curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+INK = "#1d2733"
+"""Of text and lines; the page replaces it where its background is dark."""
+COLOURS = {"none": "#8b95a5", "state": "#3b7dd8", "swapped": "#e08a2e", "full": "#3f9e6e"}
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.facecolor": "none",
+    "font.size": 9,
+    "grid.alpha": 0.15,
+    "grid.color": INK,
+    "savefig.facecolor": "none",
+    "svg.hashsalt": "report",  # the same results give the same bytes
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+WIDTH = 7.2  # inches
+
+
+def bars(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], unit: str) -> Figure:
+    """Horizontal bars by method and condition, two panels a row.
+
+    Each panel has rows with method, name (the condition, or another part), value, low and high (None: no
+    interval).
+    """
+    every = pd.concat(panels.values())
+    methods = [method for method in methods if method in set(every["method"])]
+    present = set(every["name"])
+    names = [*(c for c in COLOURS if c in present), *sorted(present - set(COLOURS))]
+    shape = (math.ceil(len(panels) / 2), min(2, len(panels)))
+    height = 0.75 + len(methods) * (0.1 + 0.11 * len(names))
+    figure, axes = plt.subplots(
+        *shape, figsize=(WIDTH, height * shape[0] + 0.4), squeeze=False, sharey=True, sharex="all"
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    thickness = 0.84 / len(names)
+    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=False):
+        for number, name in enumerate(names):
+            chosen = rows[rows["name"] == name].set_index("method").reindex(methods)
+            place = np.arange(len(methods)) + (number - (len(names) - 1) / 2) * thickness
+            axis.barh(place, chosen["value"], thickness * 0.92, color=_colour(name, number), label=name)
+            axis.errorbar(chosen["value"], place, xerr=_whiskers(chosen), fmt="none", ecolor=INK, elinewidth=0.7)
+        axis.set_title(title)
+        axis.tick_params(labelbottom=True)
+        axis.set_yticks(np.arange(len(methods)), methods)
+        axis.set_ylim(len(methods) - 0.4, -0.6)
+        axis.grid(axis="y", visible=False)
+    for axis in axes[-1]:
+        axis.set_xlabel(unit)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
+    return figure
+
+
+def effects(
+    panels: Sequence[tuple[str, pd.DataFrame]], methods: Sequence[str], unit: str, lines: Sequence[float]
+) -> Figure:
+    """Dots with intervals by method, two panels a row; ``lines`` mark values that mean something."""
+    methods = [method for method in methods if any((rows["method"] == method).any() for _, rows in panels)]
+    shape = (math.ceil(len(panels) / 2), min(2, len(panels)))
+    height = 0.8 + 0.24 * len(methods)
+    figure, axes = plt.subplots(*shape, figsize=(WIDTH, height * shape[0]), squeeze=False, sharey=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, rows) in zip(axes.flat, panels, strict=False):
+        chosen = rows.set_index("method").reindex(methods)
+        place = np.arange(len(methods))
+        axis.errorbar(chosen["value"], place, xerr=_whiskers(chosen), fmt="o", color=COLOURS["state"], capsize=3)
+        for line in lines:
+            axis.axvline(line, color=INK, linewidth=0.8)
+        axis.set_title(title)
+        axis.set_yticks(place, methods)
+        axis.set_ylim(len(methods) - 0.5, -0.5)
+        axis.set_xlabel(unit)
+        axis.locator_params(axis="x", nbins=5)
+    figure.tight_layout()
+    return figure
+
+
+def settings(groups: Mapping[str, Sequence[tuple[str, str]]], rows: pd.DataFrame, unit: str) -> Figure:
+    """One panel per group of ablations: its settings along x, a dot with its interval per condition."""
+    shape = (math.ceil(len(groups) / 2), min(2, len(groups)))
+    figure, axes = plt.subplots(*shape, figsize=(WIDTH, 2.5 * shape[0] + 0.4), squeeze=False, sharey=True)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
+    names = [name for name in COLOURS if name in set(rows["name"])]
+    for axis, (group, members) in zip(axes.flat, groups.items(), strict=False):
+        for number, name in enumerate(names):
+            chosen = rows[rows["name"] == name].set_index("method").reindex([method for _, method in members])
+            place = np.arange(len(members)) + 0.09 * (number - (len(names) - 1) / 2)
+            style = {"fmt": "o", "markersize": 4, "capsize": 2, "color": COLOURS[name], "label": name}
+            axis.errorbar(place, chosen["value"], yerr=_whiskers(chosen), **style)
+        labels = [setting.replace(" ", "\n") for setting, _ in members]
+        axis.set_xticks(np.arange(len(members)), labels)
+        axis.set_title(group)
+        axis.set_xlim(-0.5, len(members) - 0.5)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(unit)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
+    return figure
+
+
+def curves(
+    rows: Mapping[str, Mapping[tuple[str, int], pd.DataFrame]], columns: Mapping[str, str], grey: set[str]
+) -> Figure:
+    """A row per backbone and a panel per quantity; the seeds of a method share its colour.
+
+    ``rows``: {backbone: {(method, seed): curve}}; the methods in ``grey`` are drawn without a name.
+    """
+    shape = (len(rows), len(columns))
+    figure, axes = plt.subplots(*shape, figsize=(WIDTH, 2.9 * shape[0] + 0.4), squeeze=False)
+    for line, (backbone, found) in zip(axes, rows.items(), strict=True):
+        methods = [name for name in dict.fromkeys(method for method, _ in found) if name not in grey]
+        for axis, (column, label) in zip(line, columns.items(), strict=True):
+            for (method, _), curve in sorted(found.items(), key=lambda item: item[0][0] not in grey):
+                values = pd.to_numeric(curve.get(column), errors="coerce")
+                named = method not in grey
+                colour = f"C{methods.index(method)}" if named else COLOURS["none"]
+                known = method in axis.get_legend_handles_labels()[1]
+                axis.plot(
+                    curve["step"],
+                    values,
+                    color=colour,
+                    alpha=0.9 if named else 0.35,
+                    linewidth=1.3 if named else 0.8,
+                    label=method if named and not known else None,
+                )
+            axis.set_title(backbone)
+            axis.set_xlabel("optimiser step")
+            axis.set_ylabel(label)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
+    return figure
+
+
+def empty(text: str) -> Figure:
+    figure, axis = plt.subplots(figsize=(WIDTH, 1))
+    axis.text(0.5, 0.5, text, ha="center", va="center")
+    axis.set_axis_off()
+    return figure
+
+
+def _whiskers(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """[2, rows] lengths below and above the value; 0 where there is no interval."""
+    value = rows["value"].astype(float)
+    low, high = (rows[name].astype(float).fillna(value) for name in ("low", "high"))
+    return np.nan_to_num(np.stack([value - low, high - value]).clip(min=0))
+
+
+def _colour(name: str, number: int) -> str:
+    return COLOURS.get(name, f"C{4 + number % 6}")

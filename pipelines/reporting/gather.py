@@ -1,0 +1,162 @@
+"""Gathers what a run has produced so far, finished or not, for its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines import parts
+from pipelines.config import Config
+from pipelines.errors import StageError
+from pipelines.evaluation.results import NLL
+from pipelines.evaluation.statistics import Bootstrap
+from pipelines.layout import Layout
+from pipelines.reporting.estimates import COLUMNS, estimate
+from pipelines.reporting.methods import Methods
+from pipelines.reporting.samples import Sample, sample_answers
+from pipelines.reporting.scores import BenchmarkScores, Evaluation
+from pipelines.run_status import Job, jobs
+
+Cell = tuple[str, str, int]
+"""Backbone, strategy, seed."""
+
+
+@dataclass
+class Results:
+    """Everything a report shows.
+
+    Attributes:
+        methods: what the run compares.
+        headlines: {(backbone, benchmark): its metrics, the headline first}, of the benchmarks that have answers.
+        numbers: one row per estimate, see :func:`pipelines.reporting.estimates.estimate`.
+        costs: one row per evaluation and part of its work, see :func:`_costs`.
+        shortened: {(backbone, benchmark): share of the prompts that had no room for all of the history}.
+        samples: answers of all methods but the ablations' to the same few questions.
+        curves: training curves, one row per optimiser step.
+        backbones, episodes, training, registered, champions: the JSON records of what is there.
+        unfinished: jobs that failed or wait.
+    """
+
+    methods: Methods
+    headlines: dict[tuple[str, str], list[str]]
+    numbers: pd.DataFrame
+    costs: pd.DataFrame
+    shortened: dict[tuple[str, str], float]
+    samples: list[Sample]
+    curves: dict[Cell, pd.DataFrame]
+    backbones: dict[str, dict[str, Any]]
+    episodes: dict[str, dict[str, Any]]
+    training: dict[Cell, dict[str, Any]]
+    registered: dict[Cell, dict[str, Any]]
+    champions: dict[str, dict[str, Any]]
+    unfinished: list[Job]
+
+
+def gather(config: Config) -> Results:
+    """Reads the results of every job that is done. Raises StageError for a file that can't be read."""
+    layout, methods = Layout(config), Methods(config)
+    every = jobs(config)
+    done = {(job.stage, *job.cell) for job in every if job.state == "done"}
+    how = Bootstrap(config.evaluate.bootstrap_samples, config.evaluate.seed)
+    headlines, numbers, costs, shortened, samples = {}, [], [], {}, []
+    for (backbone, benchmark), cells in _evaluated(config, methods, done).items():
+        answers, prompts = [], []
+        for cell in cells:
+            result = read_json(layout.evaluation(*cell, benchmark))
+            prompts.append(result["prompts"])
+            costs += _costs(cell, benchmark, result)
+            path = layout.records(*cell, benchmark)
+            answers.append(Evaluation(cell[1], cell[2], _metrics(result), path))
+        scores = BenchmarkScores(backbone, benchmark, answers)
+        headlines[backbone, benchmark] = scores.metrics
+        numbers.append(estimate(scores, methods, how))
+        full = sum(count["full"] for count in prompts)
+        shortened[backbone, benchmark] = (
+            sum(count["shortened_to_the_window"] for count in prompts) / full if full else 0.0
+        )
+        shown = [answer for answer in answers if answer.method in methods.main]
+        samples += sample_answers(scores, shown, config.report.sample_questions)
+    trained = [cell for cell in parts.cells(config) if ("train", *cell[:2], f"seed{cell[2]}") in done]
+    manifests = {
+        f"{name}, {split}": layout.data_manifest(name, split)
+        for name in config.backbones
+        for split in ("train", "eval")
+    }
+    return Results(
+        methods=methods,
+        headlines=headlines,
+        numbers=pd.concat(numbers, ignore_index=True) if numbers else pd.DataFrame(columns=COLUMNS),
+        costs=pd.DataFrame(costs, columns=COST_COLUMNS),
+        shortened=shortened,
+        samples=samples,
+        curves={c: pd.read_csv(layout.curve(*c)) for c in trained if layout.curve(*c).exists()},
+        backbones=_present({name: layout.backbone_record(name) for name in config.backbones}),
+        episodes=_present(manifests),
+        training={cell: read_json(layout.training_record(*cell)) for cell in trained},
+        registered=_present({cell: layout.registration(*cell) for cell in trained}),
+        champions=_present({name: layout.champion(name) for name in config.backbones}),
+        unfinished=[job for job in every if job.state != "done"],
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StageError(f"{path}: can't be read ({error}). Remove it and run the workflow again.") from None
+
+
+COST_COLUMNS = [
+    "backbone",
+    "method",
+    "seed",
+    "benchmark",
+    "part",
+    "seconds",
+    "tokens",
+    "questions",
+    "peak_bytes",
+]
+
+
+def _costs(cell: Cell, benchmark: str, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each condition and each other part of the work, such as "write"; questions: of the condition,
+    or of the whole evaluation."""
+    asked = {name: max(e["n"] for e in metrics.values()) for name, metrics in result["conditions"].items()}
+    cost, key = result["cost"], dict(zip(("backbone", "method", "seed"), cell, strict=True))
+    return [
+        key
+        | {"benchmark": benchmark, "part": part, "seconds": spent["seconds"], "tokens": spent["tokens"]}
+        | {"questions": asked.get(part, max(asked.values())), "peak_bytes": cost["peak_bytes"]}
+        for part, spent in cost["parts"].items()
+    ]
+
+
+def _metrics(result: dict[str, Any]) -> list[str]:
+    """Of an evaluation's result: the headline first, the NLL last."""
+    names = dict.fromkeys(metric for metrics in result["conditions"].values() for metric in metrics)
+    return sorted(names, key=lambda metric: metric == NLL)
+
+
+def _evaluated(config: Config, methods: Methods, done: set) -> dict[tuple[str, str], list[Cell]]:
+    """Finished evaluations by backbone and benchmark, in the order of methods."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    ordered = sorted(parts.evaluations(config), key=lambda cell: methods.names.index(cell[1]))
+    for backbone in config.backbones:
+        for benchmark in config.benchmarks:
+            cells = [
+                (b, strategy, seed)
+                for b, strategy, seed, name in ordered
+                if (b, name) == (backbone, benchmark) and ("evaluate", b, strategy, f"seed{seed}", name) in done
+            ]
+            if cells:
+                found[backbone, benchmark] = cells
+    return found
+
+
+def _present(paths: dict[Any, Path]) -> dict[Any, dict[str, Any]]:
+    return {key: read_json(path) for key, path in paths.items() if path.exists()}
