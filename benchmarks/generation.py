@@ -11,7 +11,8 @@ import typer
 from benchmarks.measure import median_seconds, report
 from benchmarks.shapes import random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.decode import GraphDecoder
+from deltamem.acceleration import compile_norms_and_mlps
+from deltamem.decode import SlotDecoder
 
 
 def main(
@@ -21,7 +22,8 @@ def main(
     context: Annotated[int, typer.Option(help="tokens before decoding")] = 4096,
     batch: Annotated[list[int], typer.Option(help="rows decoded together")] = [1, 8, 32],  # noqa: B006
     tokens: Annotated[int, typer.Option(help="tokens decoded")] = 64,
-    eager: Annotated[bool, typer.Option(help="also decode with transformers' own generate")] = True,
+    eager: Annotated[bool, typer.Option(help="also decode as transformers' own generate does")] = True,
+    compiled: Annotated[bool, typer.Option(help="compile the backbone's norms and MLPs")] = False,
     repeats: int = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
@@ -29,6 +31,8 @@ def main(
     """Seconds of a prefill and tokens per second of decoding on random weights of a real shape."""
     place = torch.device(device)
     base = random_backbone(shape, place)
+    if compiled:
+        compile_norms_and_mlps(base)
     rows, bare = [], {}
     for kind in ["backbone alone", *strategy]:
         model = base
@@ -41,7 +45,8 @@ def main(
             rows.append({"what": name, "with": kind, "value": value, "cost over backbone": ratio})
         if model is not base:
             model.unload()
-    report(sorted(rows, key=lambda row: row["what"]), f"Generation on the {shape} shape", place, out)
+    title = f"Generation on the {shape} shape{', norms and MLPs compiled' if compiled else ''}"
+    report(sorted(rows, key=lambda row: row["what"]), title, place, out)
 
 
 @torch.no_grad()
@@ -53,14 +58,15 @@ def _measurements(model, prefill, context, batch, tokens, eager, repeats, place)
         segments = {} if model.__class__.__name__ != "DeltaMemModel" else {"segment_ids": torch.zeros_like(ids)}
         seconds = median_seconds(lambda ids=ids, s=segments: model(ids, **s, **options), place, repeats)
         yield f"prefill {length} (s)", seconds, False
-    for rows in batch if place.type == "cuda" else []:
+    for rows in batch:
         ids = torch.randint(0, vocab, (rows, context), device=place)
-        decoder = GraphDecoder(model, rows, context + (repeats + 3) * tokens)
+        decoder = SlotDecoder(model, rows, context + (repeats + 2) * tokens)
         decoder.prefill(ids)
-        seconds = median_seconds(lambda d=decoder: d.decode(tokens), place, repeats, 1)
-        yield f"decode graph, batch {rows} (tok/s)", rows * tokens / seconds, True
+        seconds = median_seconds(lambda d=decoder: [d.step() for _ in range(tokens)], place, repeats, 1)
+        yield f"decode in slots, batch {rows} (tok/s)", rows * tokens / seconds, True
         del decoder
-        torch.cuda.empty_cache()
+        if place.type == "cuda":
+            torch.cuda.empty_cache()
     if eager:
         ids = torch.randint(0, vocab, (1, context), device=place)
         out = model.generate(ids, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, eos_token_id=None)
@@ -70,7 +76,7 @@ def _measurements(model, prefill, context, batch, tokens, eager, repeats, place)
             for _ in range(8):
                 model(ids[:, :1], past_key_values=cache, **memory, **options)
 
-        yield "decode eager, batch 1 (tok/s)", 8 / median_seconds(step, place, repeats), True
+        yield "decode with a dynamic cache, batch 1 (tok/s)", 8 / median_seconds(step, place, repeats), True
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
 from benchmarks.measure import median_seconds, report
 from benchmarks.shapes import random_backbone
 from deltamem import ChatSession, DeltaMemConfig, get_delta_mem_model
+from deltamem.batch import Batch
 from deltamem.chat_runtime import ChatRuntime
 from deltamem.server.engine import Engine, Finished, Job
 from deltamem.server.metrics import Metrics
 from deltamem.server.store import SessionStore, StoreLimits
-from deltamem.turn import Batch, Turn, TurnOptions, choose
+from deltamem.turn import Turn, TurnOptions, choose
 from pipelines.backbone_sources.random_weights import byte_tokenizer
 
 

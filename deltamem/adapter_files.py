@@ -138,12 +138,18 @@ def _from_registry(uri: str) -> Path:
         import mlflow
     except ImportError as error:
         raise AdapterFormatError(f"{uri}: a registry address needs the package mlflow") from error
+    store = mlflow.get_registry_uri()
+    file = store.removeprefix("sqlite:///").split("?")[0]
+    if store.startswith("sqlite:///") and not Path(file).is_file():  # mlflow would make an empty one
+        raise AdapterFormatError(
+            f"{uri}: there is no MLflow store at {store}; name the one that has the model with MLFLOW_TRACKING_URI, "
+            "e.g. sqlite:///results/mlflow.db"
+        )
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except mlflow.exceptions.MlflowException as error:
         raise AdapterFormatError(
-            f"{uri} was not found in the MLflow registry at {mlflow.get_registry_uri()} (set MLFLOW_TRACKING_URI to "
-            f"another): {error}"
+            f"{uri} was not found in the MLflow registry at {store} (MLFLOW_TRACKING_URI names another): {error}"
         ) from error
 
 

@@ -60,6 +60,20 @@ def encode_messages(
     return EncodedMessages(encoded["input_ids"], segment_ids)
 
 
+def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str) -> list[int]:
+    """The tokens of an assistant's reply to some messages, with the one that ends its turn.
+
+    Raises:
+        DeltaMemError: the reply is empty, or the chat template puts nothing after it.
+    """
+    chat = encode_messages(tokenizer, [*messages, {"role": "assistant", "content": reply}])
+    last = max(chat.segment_ids)
+    end = len(chat.segment_ids) - chat.segment_ids[::-1].index(last)
+    if not reply.strip() or end == len(chat.input_ids):
+        raise DeltaMemError("the reply is empty, or the chat template puts no end-of-turn token after it")
+    return chat.input_ids[chat.segment_ids.index(last) : end + 1]
+
+
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool) -> str:
     options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **TEMPLATE_OPTIONS}
     try:

@@ -19,12 +19,30 @@ from deltamem.errors import DeltaMemError, WindowError
 from deltamem.key_values import KeyValues
 from deltamem.memory import DeltaMemory
 from deltamem.model import DeltaMemModel
+from deltamem.prompt_parts import PART_TOKENS
 
 # Stand in for the turns before, whose text a later turn need not render again.
 _EARLIER = [
     {"role": "user", "content": "First question."},
     {"role": "assistant", "content": "First answer."},
 ]
+
+
+def checked(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Copies of the messages.
+
+    Raises:
+        DeltaMemError: one isn't a {"role": text, "content": text}.
+    """
+    for number, message in enumerate(messages):
+        texts = [message.get("role"), message.get("content")] if isinstance(message, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise DeltaMemError(f'message {number} is not a {{"role": text, "content": text}}: {message!r:.100}')
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            raise DeltaMemError(f"message {number} isn't text that UTF-8 can hold: {error}") from error
+    return tuple(dict(message) for message in messages)
 
 
 @dataclass(frozen=True)
@@ -45,8 +63,7 @@ class ChatState:
         memory: its DeltaMemory (one row).
         messages: all messages, from the first.
         start: index of the first message that still is in the prompt; those before it (a system message
-        excepted)
-            have left the key-value cache and stay in the memory only.
+            excepted) have left the key-value cache and stay in the memory only.
         tokens: the prompt's token ids, those that ``keys`` holds.
         keys: the key-value cache.
         parts: files that hold a beginning of ``keys`` already.
@@ -81,8 +98,7 @@ class Prompt:
 
     Attributes:
         rebuild: tokens of earlier turns to read again into an empty cache without writing them; None: the
-        cache
-            goes on as it is.
+            cache goes on as it is.
         new: the new tokens and their segments, to be read and written.
         start: the chat's new ``start``.
     """
@@ -97,14 +113,24 @@ class ChatRuntime:
 
     Args:
         window: most tokens of a prompt and its reply; the backbone's own limit by default.
+        part_tokens: longer prompts are fed in parts of this length (:mod:`deltamem.prompt_parts`).
     """
 
-    def __init__(self, model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, window: int | None = None):
+    def __init__(
+        self,
+        model: DeltaMemModel,
+        tokenizer: PreTrainedTokenizerBase,
+        window: int | None = None,
+        part_tokens: int = PART_TOKENS,
+    ):
         limit = getattr(model.base_model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.model, self.tokenizer = model, tokenizer
         self.window = window or limit or 4096
         if self.window < 2 or (limit and self.window > limit):
             raise WindowError(f"a window of {self.window} tokens: the backbone allows 2 to {limit}")
+        if part_tokens < 1:
+            raise DeltaMemError(f"part_tokens must be at least 1, got {part_tokens}")
+        self.part_tokens = part_tokens
 
     def new_state(self) -> ChatState:
         return ChatState(self.model.new_memory(1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,14 @@ from torch import Tensor, nn
 
 from deltamem.config import DeltaMemConfig
 from deltamem.segments import Segments, segment_means
-from deltamem_kernels import delta_step, gate_projections, gated_delta_scan, steer_
+from deltamem_kernels import delta_step, gated_delta_scan, gated_read, steer_
+
+
+class Written(NamedTuple):
+    """What a pass wrote: logits of the gates [B, S, N·r] before the bias, and [B, S] bool, which of the S count."""
+
+    gates: Tensor
+    counts: Tensor | None
 
 
 class DeltaMemLayer(nn.Module):
@@ -47,8 +56,8 @@ class DeltaMemLayer(nn.Module):
 
     def forward(
         self, projected: Tensor, state: Tensor, valid: Tensor | None, segments: Segments | None, write: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Reads for every token, and the state after the pass.
+    ) -> tuple[Tensor, Tensor, Written | None]:
+        """Reads for every token, the state after the pass, and what was written.
 
         Args:
             projected: [B, T, 4·N·r] from :meth:`project`.
@@ -58,19 +67,21 @@ class DeltaMemLayer(nn.Module):
             write: False reads only.
 
         Returns:
-            reads [B, T, N·r] float32, new state.
+            reads [B, T, N·r] float32, new state, what was written (None without ``write``).
         """
-        if write and segments is None:
+        gates = slice(3 * self.num_states * self.rank, None)
+        if not write:
+            return gated_read(projected, state, valid).flatten(2), state, None
+        if segments is None:
             reads, state = gated_delta_scan(projected, self.beta_bias, state, valid)
-        else:
-            reads = self.read(projected, state, valid)
-            if write:
-                means, filled = segment_means(projected, segments)
-                _, state = gated_delta_scan(means, self.beta_bias, state, filled)
-        return reads.flatten(2), state
+            return reads.flatten(2), state, Written(projected[..., gates], valid)
+        reads = gated_read(projected, state, valid)
+        means, filled = segment_means(projected, segments)
+        _, state = gated_delta_scan(means, self.beta_bias, state, filled)
+        return reads.flatten(2), state, Written(means[..., gates], filled)
 
     def step(
-        self, x: Tensor, state: Tensor, valid: Tensor | None, out_state: Tensor | None
+        self, x: Tensor, state: Tensor, valid: Tensor | None, out_state: Tensor | None, writes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """:meth:`project` and :meth:`forward` of one token in one kernel, without gradients.
 
@@ -78,32 +89,21 @@ class DeltaMemLayer(nn.Module):
             x: [B, 1, hidden].
             valid: [B] bool or None.
             out_state: where the new state goes; None makes a new tensor.
+            writes: [B] bool or None, the sequences that write.
         """
-        reads, state = delta_step(x[:, 0], self.in_proj, self.beta_bias, state, valid, out_state)
+        reads, state = delta_step(x[:, 0], self.in_proj, self.beta_bias, state, valid, out_state, writes)
         return reads.flatten(1).unsqueeze(1), state
 
-    def read(self, projected: Tensor, state: Tensor, valid: Tensor | None) -> Tensor:
-        """r_t = S q_t with one unchanging state: [B, T, N, r]."""
-        q = gate_projections(projected, self.beta_bias, self.num_states, self.rank)[0].to(state.dtype)
-        reads = (q.transpose(1, 2) @ state.transpose(-1, -2)).transpose(1, 2)
-        return reads if valid is None else reads * valid[:, :, None, None]
-
-    def mean_gate(self, projected: Tensor, valid: Tensor | None, segments: Segments | None) -> Tensor:
-        """Mean write gate β over what is written, a scalar (for the write penalty and for monitoring)."""
-        width = self.num_states * self.rank
-        gate = projected[..., 3 * width :]
-        if segments is not None:
-            gate, valid = segment_means(gate, segments)
-        beta = torch.sigmoid(gate.float() + self.beta_bias.float()).mean(-1)
-        if valid is None:
-            return beta.mean()
-        return (beta * valid).sum() / valid.sum().clamp_min(1)
+    def scaled(self, reads: Tensor, dtype: torch.dtype) -> Tensor:
+        """What :meth:`steered` takes with gradients: (α/r) · reads in the backbone's dtype."""
+        return (reads * self.scale).to(dtype)
 
     def steered(self, head: str, output: Tensor, reads: Tensor) -> Tensor:
         """output + (α/r) · reads · W_Δᵀ (step 4).
 
         Without gradients the sum is accumulated into ``output`` itself, which saves a copy of the projection. With
-        gradients it is a new tensor, because activation checkpointing may keep the projection's own result.
+        gradients it is a new tensor, because activation checkpointing may keep the projection's own result; and the
+        reads are ``scaled`` already, once for all heads.
 
         Args:
             output: [B, T, out], the frozen projection's result (or a slice of a packed one).
@@ -112,13 +112,26 @@ class DeltaMemLayer(nn.Module):
         weight = self.steer[head]
         flat, reads = output.view(-1, output.shape[-1]), reads.flatten(0, 1)
         if torch.is_grad_enabled():
-            reads, weight = reads.to(output.dtype), weight.to(output.dtype)
-            return torch.addmm(flat, reads, weight.t(), alpha=self.scale).view_as(output)
+            return torch.addmm(flat, reads, weight.to(output.dtype).t()).view_as(output)
         if output.shape[1] == 1:
             steer_(flat, reads, weight, self.scale)
         else:
             flat.addmm_(reads.to(output.dtype), weight.to(output.dtype).t(), alpha=self.scale)
         return output
+
+
+def mean_gates(biases: Sequence[Tensor], written: Sequence[Written]) -> Tensor:
+    """Mean write gate β of every layer over what it wrote, [layers]; all layers in one go, because it is small work.
+
+    Args:
+        biases: b_β of each layer, [N·r].
+    """
+    bias = torch.stack(list(biases)).float()[:, None, None]
+    beta = torch.sigmoid(torch.stack([w.gates for w in written]).float() + bias).mean(-1)
+    counts = written[0].counts  # padding and segments are the same in every layer
+    if counts is None:
+        return beta.mean((1, 2))
+    return (beta * counts).sum((1, 2)) / counts.sum().clamp_min(1)
 
 
 def _steering_init(weight: Tensor, config: DeltaMemConfig) -> Tensor:

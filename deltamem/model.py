@@ -20,8 +20,9 @@ from deltamem.config import DeltaMemConfig
 from deltamem.decoder import find_decoder
 from deltamem.errors import ConfigError, DeltaMemError, MemoryMismatchError, SegmentsMissingError
 from deltamem.generation import GenerationMemory, attach_to_cache, insert_call, new_cache
-from deltamem.layer import DeltaMemLayer
+from deltamem.layer import DeltaMemLayer, mean_gates
 from deltamem.memory import DeltaMemory
+from deltamem.no_cache import NoCache
 from deltamem.segments import rank_segments
 from deltamem.steering import DeltaCall, attach, write_trunk
 
@@ -62,8 +63,9 @@ class DeltaMemModel(nn.Module):
         by_index = {int(i): layer for i, layer in self.memory_layers.items()}
         self._hooks = attach(decoder, by_index)
         self._hooks.append(base_model.register_forward_pre_hook(insert_call, with_kwargs=True))
-        # a tuple, so that the shared modules are not registered twice
+        # tuples, so that the shared modules are not registered twice
         self._write_trunk = (write_trunk(decoder, by_index),)
+        self._first_block = (decoder.layers[0].module,)
         self._adapter_disabled = False
 
     # --- passes -----------------------------------------------------------------------------------------------
@@ -76,6 +78,7 @@ class DeltaMemModel(nn.Module):
         write: bool = True,
         segment_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        right_padded: bool = False,
         **kwargs: Any,
     ) -> DeltaMemOutput:
         """Read, then (if asked) write, as the tokens pass.
@@ -88,6 +91,8 @@ class DeltaMemModel(nn.Module):
             segment_ids: [B, T] int for ssw; equal numbers make one segment, -1 is not written. On the CPU their number
                 is known at once, which makes the write cheaper on a GPU too.
             labels: [B, T] int as transformers takes them (-100 is ignored).
+            right_padded: your word that in every row the padding comes after the tokens. Causal attention then needs no
+                mask, only the memory does, and the host never waits for the device. Not with a KV cache.
             **kwargs: what the backbone's forward takes (past_key_values, use_cache, logits_to_keep, …).
 
         Raises:
@@ -98,6 +103,12 @@ class DeltaMemModel(nn.Module):
             out = self.base_model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return DeltaMemOutput(**out, memory=memory)
         call = self._call(input_ids, attention_mask, memory, write, segment_ids)
+        if right_padded:
+            if kwargs.get("past_key_values") is not None:
+                raise DeltaMemError("right_padded: padding would lie between a KV cache and what follows; pad left")
+            attention_mask = None
+        if attention_mask is None and kwargs.get("use_cache") is False:
+            kwargs.setdefault("past_key_values", self._no_cache())
         out = self.base_model(input_ids, attention_mask=attention_mask, labels=labels, delta_call=call, **kwargs)
         return DeltaMemOutput(**out, memory=self._memory_after(call, memory))
 
@@ -108,6 +119,7 @@ class DeltaMemModel(nn.Module):
         memory: DeltaMemory | None = None,
         segment_ids: Tensor | None = None,
         gates: dict[int, Tensor] | None = None,
+        right_padded: bool = False,
     ) -> DeltaMemory:
         """Write tokens into a memory; computes no logits and nothing after the last layer's memory.
 
@@ -117,8 +129,17 @@ class DeltaMemModel(nn.Module):
         Other arguments, and errors, as in :meth:`forward`.
         """
         call = self._call(input_ids, attention_mask, memory, True, segment_ids)
-        call.gates = gates
-        self._write_trunk[0](input_ids, attention_mask=attention_mask, use_cache=False, delta_call=call)
+        call.gates = None if gates is None else {}
+        self._write_trunk[0](
+            input_ids,
+            attention_mask=None if right_padded else attention_mask,
+            past_key_values=self._no_cache() if right_padded or attention_mask is None else None,
+            use_cache=False,
+            delta_call=call,
+        )
+        if call.gates:
+            biases = [self.memory_layers[str(i)].beta_bias for i in call.gates]
+            gates.update(zip(call.gates, mean_gates(biases, list(call.gates.values())), strict=True))
         return self._memory_after(call, memory)
 
     def generate(
@@ -294,6 +315,11 @@ class DeltaMemModel(nn.Module):
 
     def _layers(self) -> Iterator[tuple[str, DeltaMemLayer]]:
         return iter(self.memory_layers.items())
+
+    def _no_cache(self) -> NoCache | None:
+        (block,) = self._first_block
+        checkpointing = block.training and getattr(block, "gradient_checkpointing", False)
+        return None if checkpointing else NoCache()  # layers that run twice warn of any cache
 
     def _call(self, input_ids, attention_mask, memory, write, segment_ids) -> DeltaCall:
         batch, length = input_ids.shape

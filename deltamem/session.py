@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from deltamem import session_files
+from deltamem.batch import Batch
 from deltamem.chat_format import Message
 from deltamem.chat_runtime import ChatRuntime, ChatState
 from deltamem.errors import DeltaMemError
 from deltamem.memory import DeltaMemory
 from deltamem.model import DeltaMemModel
-from deltamem.turn import Batch, Reply, Turn, TurnOptions, choose, frozen_turn
+from deltamem.turn import Reply, Turn, TurnOptions, choose, frozen_turn
 
 
 def reply_pieces(turn: Turn) -> Iterator[str]:
@@ -164,7 +165,7 @@ class ChatSession:
         return session
 
     def _new(self, message: str | Sequence[Message]) -> list[Message]:
-        new = [{"role": "user", "content": message}] if isinstance(message, str) else [dict(m) for m in message]
+        new = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
         if not new:
             raise DeltaMemError("there is no message to answer")
         if self.system is not None and not self.state.messages:

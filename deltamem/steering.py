@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deltamem.decoder import Decoder, DecoderLayer, Projection
-from deltamem.layer import DeltaMemLayer
+from deltamem.layer import DeltaMemLayer, Written
 from deltamem.segments import Segments
 
 
@@ -33,8 +33,9 @@ class DeltaCall:
         segments: what ssw writes; None: token by token.
         write: False reads only.
         memory_out: {layer: [B, N, r, r]} after the pass, filled while it runs.
-        gates: {layer: mean β}, filled where it is a dict.
+        gates: {layer: what it wrote}, filled where it is a dict.
         in_place: single tokens write their states into the tensors of ``memory_in`` (graph capture).
+        writes: [B] bool, the sequences whose single token writes; None: all.
     """
 
     memory_in: dict[int, Tensor]
@@ -42,8 +43,9 @@ class DeltaCall:
     segments: Segments | None = None
     write: bool = True
     memory_out: dict[int, Tensor] = field(default_factory=dict)
-    gates: dict[int, Tensor] | None = None
+    gates: dict[int, Written] | None = None
     in_place: bool = False
+    writes: Tensor | None = None
 
     def run(self, index: int, layer: DeltaMemLayer, x: Tensor) -> Tensor:
         """Read and write layer ``index`` given its attention's input x [B, T, hidden]; the reads [B, T, N·r]."""
@@ -51,12 +53,13 @@ class DeltaCall:
         one_token = x.shape[1] == 1 and self.write and self.segments is None
         if one_token and self.gates is None and not torch.is_grad_enabled():
             valid = None if self.valid is None else self.valid[:, 0]
-            reads, after = layer.step(x, before, valid, before if self.in_place else None)
+            reads, after = layer.step(x, before, valid, before if self.in_place else None, self.writes)
         else:
-            projected = layer.project(x)
-            reads, after = layer(projected, before, self.valid, self.segments, self.write)
+            reads, after, written = layer(layer.project(x), before, self.valid, self.segments, self.write)
+            if torch.is_grad_enabled():
+                reads = layer.scaled(reads, x.dtype)
             if self.gates is not None:
-                self.gates[index] = layer.mean_gate(projected, self.valid, self.segments)
+                self.gates[index] = written
         self.memory_out[index] = after
         return reads
 

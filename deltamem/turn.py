@@ -12,86 +12,47 @@ What is written, and when (paper, Method, write strategies):
 - With ``write=False`` nothing is written.
 
 A finished reply is wholly in the cache and in the memory (except for its end token, which the next turn's
-prompt brings along), so nothing is pending between turns.
+prompt brings along), so nothing is pending between turns. Long prompts are fed in parts, where that changes
+nothing: see :mod:`deltamem.prompt_parts`.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
 
 from deltamem.chat_format import Message, sentence_spans
-from deltamem.chat_runtime import ChatRuntime, ChatState
-from deltamem.errors import DeltaMemError, WindowError
+from deltamem.chat_runtime import ChatRuntime, ChatState, checked
+from deltamem.errors import WindowError
 from deltamem.key_values import KeyValues
-from deltamem.memory import DeltaMemory
+from deltamem.prompt_parts import Part, cut
+from deltamem.reply import Reply, TurnOptions
 from deltamem.reply_text import ReplyText
 
 
-@dataclass(frozen=True)
-class TurnOptions:
-    """How to answer.
-
-    Attributes:
-        max_new_tokens: longest reply, in tokens.
-        temperature: 0 takes the likeliest token; otherwise tokens are drawn.
-        top_p: draw from the likeliest tokens that together have this probability.
-        seed: of the drawing; None draws differently each time.
-        stop: the reply ends before the first of these sequences.
-        write: False reads the memory without changing it.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    write: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise DeltaMemError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise DeltaMemError(f"temperature must be a number >= 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise DeltaMemError(f"top_p must be in (0, 1], got {self.top_p}")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A finished reply.
-
-    Attributes:
-        text: what was said.
-        finish_reason: "stop" (the model ended it, or a stop sequence did) or "length".
-        prompt_tokens: length of the prompt it answers.
-        cached_tokens: how many of those were in the cache already and cost nothing.
-        reply_tokens: its length.
-        newly_forgotten: messages that left the prompt with this turn and now are in the memory only.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    reply_tokens: int
-    newly_forgotten: int
-
-
 class Turn:
-    """New messages on their way to a reply. Call :meth:`prefill`, then decode in a :class:`Batch`, then
-    :meth:`finish`; ``before`` is not changed, so a turn that is dropped leaves no trace."""
+    """New messages on their way to a reply. Call :meth:`prefill` (or :meth:`feed_prompt` until it returns
+    logits), then decode in a
+    :class:`deltamem.batch.Batch`, then :meth:`finish`; ``before`` is not changed, so a turn that is
+    dropped at any point leaves no trace."""
 
     def __init__(self, runtime: ChatRuntime, before: ChatState, messages: Sequence[Message], options: TurnOptions):
-        self.runtime, self.before, self.messages, self.options = runtime, before, tuple(messages), options
+        self.runtime, self.before, self.messages, self.options = runtime, before, checked(messages), options
         self.plan = runtime.prompt(before, self.messages, options.max_new_tokens)
         self.by_segment = runtime.model.config.strategy == "ssw"
         self.writes_tokens = options.write and not self.by_segment
         self.keys, self.memory, self.tokens = before.keys, before.memory, list(before.tokens)
+        new = self.plan.new
+        self._parts = deque(self._cut(new.input_ids, new.segment_ids, options.write))
+        if self.plan.rebuild is not None:
+            self.keys, self.tokens = KeyValues(), []
+            self._parts.extendleft(reversed(self._cut(self.plan.rebuild, None, write=False)))
+        self._cache: DynamicCache | None = None
         self.reply = ReplyText(runtime.tokenizer, options.stop)
         self.finish_reason: str | None = None
         self.next_token: int | None = None
@@ -100,16 +61,27 @@ class Turn:
             self.generator = torch.Generator(runtime.model.device)
             self.generator.manual_seed(options.seed) if options.seed is not None else self.generator.seed()
 
-    def prefill(self) -> Tensor:
-        """Feed the prompt; returns the logits [1, V] of the reply's first token."""
-        if self.plan.rebuild is not None:
-            self.keys, self.tokens = KeyValues(), []
-            if self.plan.rebuild:
-                self._feed(self.plan.rebuild, None, write=False)
-        new = self.plan.new
-        logits = self._feed(new.input_ids, new.segment_ids, self.options.write)
+    def feed_prompt(self) -> Tensor | None:
+        """Feed the prompt's next part; after the last one, the logits [1, V] of the reply's first token."""
+        if self._cache is None:
+            self._cache = self.keys.to_cache()
+        logits = self._feed(self._parts.popleft(), self._cache)
+        if self._parts:
+            return None
+        self.keys, self._cache = KeyValues.from_cache(self._cache), None
         self.prompt_length, self.prompt_memory = self.keys.length, self.memory
         return logits
+
+    def prefill(self) -> Tensor:
+        """Feed the whole prompt; returns the logits [1, V] of the reply's first token."""
+        while (logits := self.feed_prompt()) is None:
+            pass
+        return logits
+
+    @property
+    def longest(self) -> int:
+        """Tokens that prompt and reply can come to."""
+        return min(self.prompt_length + self.options.max_new_tokens, self.runtime.window)
 
     def accept(self, token: int) -> str:
         """Take the next token and return the text it adds (which may lag); may set ``finish_reason``."""
@@ -135,7 +107,10 @@ class Turn:
             fed = 0
         if fed < len(kept):
             segments = self._reply_segments() if self.by_segment else None
-            self._feed(kept[fed:], segments, self.options.write)
+            cache = self.keys.to_cache()
+            for part in self._cut(kept[fed:], segments, self.options.write):
+                self._feed(part, cache)
+            self.keys = KeyValues.from_cache(cache)
         before = self.before
         return replace(
             before,
@@ -158,20 +133,22 @@ class Turn:
             newly_forgotten=max(self.plan.start - max(self.before.start, len(self.before.system)), 0),
         )
 
-    def _feed(self, ids: Sequence[int], segments: Sequence[int] | None, write: bool) -> Tensor:
+    def _cut(self, ids: Sequence[int], segments: Sequence[int] | None, write: bool) -> list[Part]:
+        return cut(ids, segments, write, self.by_segment, self.runtime.part_tokens)
+
+    def _feed(self, part: Part, cache: DynamicCache) -> Tensor:
         device = self.runtime.model.device
-        cache = self.keys.to_cache()
         out = self.runtime.model(
-            torch.tensor([list(ids)], device=device),
+            torch.tensor([part.ids], device=device),
             memory=self.memory,
-            write=write,
-            segment_ids=None if segments is None else torch.tensor([list(segments)], device=device),
+            write=part.write,
+            segment_ids=None if part.segments is None else torch.tensor([part.segments], device=device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        self.keys, self.memory = KeyValues.from_cache(cache), out.memory
-        self.tokens += ids
+        self.memory = out.memory
+        self.tokens += part.ids
         return out.logits[:, -1]
 
     def _reply_segments(self) -> list[int]:
@@ -201,75 +178,14 @@ def frozen_turn(runtime: ChatRuntime, state: ChatState, messages: Sequence[Messa
     return Turn(runtime, runtime.new_state(), [*state.system, *messages], options)
 
 
-class Batch:
-    """Turns whose next tokens come out of one forward pass.
-
-    Caches of different lengths are padded on the left; the padding mask and each row's own positions make a
-    row's result what it is alone. Turns may join and leave between steps, which copies the caches of that
-    batch.
-    """
-
-    def __init__(self) -> None:
-        self.turns: list[Turn] = []
-        self._cache, self._memory, self._padding = None, None, []
-
-    def step(self, turns: Sequence[Turn]) -> Tensor:
-        """Feed each turn's last token; returns the next logits [B, V] in the order of ``turns``."""
-        if [id(turn) for turn in turns] != [id(turn) for turn in self.turns]:
-            self.release()
-            self._gather(turns)
-        model = turns[0].runtime.model
-        length = self._cache.get_seq_length()
-        padding = torch.tensor(self._padding, device=model.device)
-        mask = None
-        if any(self._padding):
-            mask = (torch.arange(length + 1, device=model.device) >= padding[:, None]).long()
-        writes = [turn.writes_tokens for turn in turns]
-        out = model(
-            torch.tensor([[turn.next_token] for turn in turns], device=model.device),
-            attention_mask=mask,
-            position_ids=(length - padding)[:, None],
-            memory=self._memory,
-            write=any(writes),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self._memory = out.memory if all(writes) or not any(writes) else _rows(writes, out.memory, self._memory)
-        for turn in turns:
-            turn.tokens.append(turn.next_token)
-        return out.logits[:, -1]
-
-    def release(self) -> None:
-        """Hand every turn its own cache and memory."""
-        if not self.turns:
-            return
-        keys = KeyValues.from_cache(self._cache)
-        for row, turn in enumerate(self.turns):
-            turn.keys = keys.row(row, self._padding[row])
-            turn.memory = self._memory.select([row])
-        self.turns, self._cache, self._memory = [], None, None
-
-    def _gather(self, turns: Sequence[Turn]) -> None:
-        longest = max(turn.keys.length for turn in turns)
-        self._padding = [longest - turn.keys.length for turn in turns]
-        self._cache = KeyValues.left_padded([turn.keys for turn in turns]).to_cache()
-        self._memory = DeltaMemory.cat(turn.memory for turn in turns)
-        self.turns = list(turns)
-
-
 def choose(turns: Sequence[Turn], logits: Tensor) -> list[int]:
     """The next token of each turn, greedily or drawn as its options say; logits are [B, V]."""
     tokens = logits.argmax(-1).tolist()
     for row, turn in enumerate(turns):
         if turn.generator is None:
             continue
-        scores = TemperatureLogitsWarper(turn.options.temperature)(None, logits[row : row + 1].float())
+        scores = TemperatureLogitsWarper(float(turn.options.temperature))(None, logits[row : row + 1].float())
         if turn.options.top_p < 1:
             scores = TopPLogitsWarper(turn.options.top_p)(None, scores)
         tokens[row] = int(torch.multinomial(scores.softmax(-1), 1, generator=turn.generator))
     return tokens
-
-
-def _rows(taken: Sequence[bool], new: DeltaMemory, old: DeltaMemory) -> DeltaMemory:
-    choice = torch.tensor(list(taken), device=new.device)[:, None, None, None]
-    return DeltaMemory({i: torch.where(choice, new.states[i], old.states[i]) for i in new.states}, new.metadata)

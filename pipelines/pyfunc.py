@@ -1,77 +1,119 @@
-"""Registered adapters as MLflow pyfunc models.
+"""Registered adapters as MLflow pyfunc models, which answer as ``deltamem serve`` and ``deltamem chat`` do.
 
     model = mlflow.pyfunc.load_model("models:/deltamem-BACKBONE-STRATEGY@champion")
     reply = model.predict([{"role": "user", "content": "…"}])
 
-The registered folder holds the adapter and the place of its backbone, never the backbone's weights. Where the
-backbone lies elsewhere: ``load_model(uri, model_config={"backbone": FOLDER})``.
+    mlflow models serve -m models:/deltamem-BACKBONE-STRATEGY@champion --env-manager local --port 5001
+    curl localhost:5001/invocations -H "Content-Type: application/json" \\
+        -d '{"messages": [{"role": "user", "content": "…"}], "max_tokens": 64}'
+
+MLflow's server keeps nothing between requests; ``deltamem serve`` has sessions and streams. The registered folder
+holds the adapter and the place of its backbone, never the backbone's weights. Where the backbone lies elsewhere:
+``load_model(uri, model_config={"backbone": FOLDER})``.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageError
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-Message = dict[str, str]
+# What predict() takes beside the messages, and MLflow's name for its type; what isn't given is None.
+PARAMS = {"max_new_tokens": "long", "temperature": "double", "top_p": "double", "seed": "long"}
+# Fields of a chat request that need what MLflow's server hasn't: something kept or sent between requests.
+ELSEWHERE = ("session_id", "stream", "without_memory")
 
 
 def write_model_folder(adapter: Path, backbone: Path, digest: str, target: Path) -> None:
     """Writes to ``target`` the adapter's files and an MLmodel file naming this module and the backbone."""
     import mlflow.pyfunc
-    from mlflow.models import Model
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec
 
     target.mkdir(parents=True)
     for name in ADAPTER_FILES:
         shutil.copy(adapter / name, target / name)
-    model = Model()
+    # without a schema of its parameters MLflow drops them all
+    schema = ParamSchema([ParamSpec(name, kind, None) for name, kind in PARAMS.items()])
+    model = Model(signature=ModelSignature(params=schema))
     mlflow.pyfunc.add_to_model(
         model,
         loader_module=__name__,
-        model_config={"backbone": str(backbone.resolve()), "backbone_digest": digest, "max_new_tokens": 256},
+        model_config={"backbone": str(backbone.resolve()), "backbone_digest": digest, "max_new_tokens": 512},
     )
     model.save(str(target / "MLmodel"))
 
 
 class ChatModel:
-    """Answers chats. Every call starts from an empty memory and writes the messages as it reads them."""
+    """Answers chats. Every call starts from an empty memory and writes the messages as it reads them.
+
+    Args:
+        model, tokenizer: the adapter on its backbone, in eval mode.
+        max_new_tokens: longest reply where a call doesn't say.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
 
-    def predict(self, model_input: Sequence[Message], params: dict[str, Any] | None = None) -> str:
-        """The greedy reply to ``[{"role": …, "content": …}, …]``; params may set max_new_tokens."""
-        import torch
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> str | dict[str, Any]:
+        """The reply to a chat.
 
-        from deltamem import encode_messages
+        Args:
+            model_input: messages ``[{"role": …, "content": …}, …]``, or a request as /v1/chat/completions takes it,
+                ``{"messages": […], "max_tokens": …, …}``.
+            params: see ``PARAMS``; they go before the request's own fields.
 
-        messages = _messages(model_input)
-        encoded = encode_messages(
-            self.tokenizer, messages, add_generation_prompt=True, segment=self.model.config.segment
-        )
-        device = next(self.model.parameters()).device
-        ids = torch.tensor([encoded.input_ids], device=device)
-        with torch.no_grad():
-            out = self.model.generate(
-                ids,
-                segment_ids=torch.tensor([encoded.segment_ids], device=device),
-                do_sample=False,
-                max_new_tokens=int((params or {}).get("max_new_tokens", self.max_new_tokens)),
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        Returns:
+            For messages the reply's text, by default the likeliest tokens; for a request a chat completion, by
+            default drawn at temperature 1, as OpenAI's are.
+
+        Raises:
+            MlflowException: the messages or parameters aren't ones, or don't fit the window.
+        """
+        from mlflow.exceptions import MlflowException
+        from pydantic import ValidationError
+
+        from deltamem import ChatSession, DeltaMemError
+        from deltamem.server.errors import ApiError, as_api_error
+        from deltamem.server.running_turn import session_facts
+        from deltamem.server.schemas import ChatRequest, Completion, new_messages
+
+        whole = isinstance(model_input, dict)
+        fields = dict(model_input) if whole else {"messages": _plain(model_input), "temperature": 0}
+        fields |= {name: value for name, value in (params or {}).items() if value is not None}
+        if "max_new_tokens" in fields:
+            fields["max_tokens"] = fields.pop("max_new_tokens")
+        chat = ChatSession(self.model, self.tokenizer)
+        try:
+            if not isinstance(fields.get("messages"), list):
+                shape = '[{"role": "user", "content": "…"}, …]'
+                raise ApiError(400, f'expected chat messages, {shape}, or a request, {{"messages": {shape}}}', "shape")
+            for name in ELSEWHERE:
+                if fields.get(name):
+                    raise ApiError(400, f"{name}: this model is asked one chat at a time; use deltamem serve", name)
+            asked = ChatRequest.model_validate({"model": "deltamem", **fields})
+            messages = new_messages(chat.state, [message.plain() for message in asked.messages])
+            options = asked.options(chat.runtime.window, self.max_new_tokens)
+            reply = chat.send(messages, **vars(options))
+        except (ApiError, ValidationError, DeltaMemError) as error:
+            raise MlflowException.invalid_parameter_value(as_api_error(error).message) from error
+        return Completion(asked.model).whole(reply, session_facts(chat.state)) if whole else reply.text
+
+
+def _plain(messages: Any) -> Any:
+    """Messages sent as "inputs" reach a model with their texts as arrays of no dimension."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return messages
+    return [{key: value.item() if hasattr(value, "item") else value for key, value in m.items()} for m in messages]
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any]) -> ChatModel:
     """Called by MLflow with the registered folder."""
-    import torch
-
-    from deltamem import DeltaMemModel
-    from pipelines.backbone import backbone_digest, load_backbone
+    from deltamem.cli.loading import load
+    from pipelines.backbone import backbone_digest
 
     folder = Path(model_config["backbone"])
     if not folder.is_dir():
@@ -84,20 +126,5 @@ def _load_pyfunc(path: str, model_config: dict[str, Any]) -> ChatModel:
             f"{path}: the adapter was trained on the backbone with digest "
             f"{model_config['backbone_digest'][:12]}, {folder} holds {found[:12]}."
         )
-    backbone, tokenizer = load_backbone(folder, device="cuda" if torch.cuda.is_available() else "cpu")
-    model = DeltaMemModel.from_pretrained(backbone, path)
-    return ChatModel(model.eval(), tokenizer, model_config["max_new_tokens"])
-
-
-def _messages(model_input: Any) -> list[Message]:
-    wrong = StageError(
-        'expected chat messages: [{"role": "user", "content": "…"}, …], roles and contents as text'
-    )
-    if not isinstance(model_input, Sequence) or isinstance(model_input, str) or not model_input:
-        raise wrong
-    for message in model_input:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(k), str) for k in ("role", "content")
-        ):
-            raise wrong
-    return list(model_input)
+    model, tokenizer = load(str(folder), path, None, None, "auto")
+    return ChatModel(model, tokenizer, model_config["max_new_tokens"])

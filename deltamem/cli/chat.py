@@ -18,6 +18,7 @@ from deltamem.errors import DeltaMemError
 if TYPE_CHECKING:
     from deltamem.session import ChatSession
 
+EXAMPLE = "Example: deltamem chat --base HuggingFaceTB/SmolLM2-135M-Instruct --adapter path/to/adapter"
 HELP = {
     "/help": "this list",
     "/memory": "the memory's size and norms",
@@ -36,21 +37,28 @@ def command(
     base: loading.BaseOption = None,
     adapter: loading.AdapterOption = None,
     model: loading.ModelOption = None,
+    registry: loading.RegistryOption = None,
     session: Annotated[Path | None, typer.Option(help="Saved session to go on with.")] = None,
     system: Annotated[str | None, typer.Option(help="System message of a new session.")] = None,
-    window: Annotated[int | None, typer.Option(help="Most tokens in the prompt. Default: the backbone's.")] = None,
+    window: loading.WindowOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
+    ] = 1.0,
     device: loading.DeviceOption = None,
     dtype: loading.DtypeOption = "auto",
 ) -> None:
     """Chat in the terminal with a model that remembers. Type /help for what else it can do."""
+    if session and (system is not None or window is not None):
+        raise DeltaMemError("--system and --window are for a new session; the saved one has its own")
     console = Console()
     with console.status("loading"):
-        delta_model, tokenizer = loading.load(base, adapter, model, device, dtype)
+        delta_model, tokenizer = loading.load(base, adapter, model, device, dtype, registry)
+        from deltamem.reply import TurnOptions
         from deltamem.session import ChatSession
 
+        TurnOptions(max_new_tokens, temperature, top_p)  # what is wrong with them is said now, not at the first turn
         chat = (
             ChatSession.load(delta_model, tokenizer, session)
             if session
@@ -74,13 +82,16 @@ class Terminal:
             except (EOFError, KeyboardInterrupt):
                 self.console.print()
                 return
+            except UnicodeDecodeError:
+                self.console.print("[red]error: that line was not UTF-8[/red]")
+                continue
             if line == "/quit":
                 return
             if not line:
                 continue
             try:
                 self.command(line) if line.startswith("/") else self.answer(line)
-            except DeltaMemError as error:
+            except (DeltaMemError, OSError) as error:
                 self.console.print(Text(f"error: {error}", style="red"))
             except KeyboardInterrupt:
                 self.console.print("\n[dim]interrupted; the turn is taken back[/dim]")

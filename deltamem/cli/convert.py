@@ -10,9 +10,13 @@ from rich.console import Console
 
 from deltamem.errors import DeltaMemError
 
+EXAMPLE = "Example: deltamem convert public_release/ ours/"
+
 
 def command(
-    source: Annotated[str, typer.Argument(help="Adapter to convert: a folder of either format, or a Hub id.")],
+    source: Annotated[
+        str, typer.Argument(help="Adapter to convert: a folder of either format, a Hub id, or models:/NAME@ALIAS.")
+    ],
     target: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
     public: Annotated[bool, typer.Option("--public", help="Write the public release's format (a pickle).")] = False,
 ) -> None:

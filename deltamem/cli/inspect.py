@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from deltamem.errors import DeltaMemError
+
+EXAMPLE = "Example: deltamem inspect path/to/adapter --png gates.png"
 
 
 def command(
@@ -15,6 +20,8 @@ def command(
     png: Annotated[Path | None, typer.Option(help="Draw a heat map of the states (of an adapter: its gates).")] = None,
 ) -> None:
     """Sizes, norms and gates per layer of an adapter, a saved session or a memory."""
+    if png is not None and png.suffix.lower() != ".png":
+        raise DeltaMemError(f"--png {png}: the picture is a PNG, so its name must end in .png")
     from deltamem.inspect import inspect, save_picture
 
     inspection = inspect(path)
@@ -24,9 +31,10 @@ def command(
     for name, value in inspection.facts.items():
         facts.add_row(name, value)
     console.print(facts)
-    layers = Table(*inspection.columns)
+    # narrow, so that ten columns fit 80 characters; a long heading is folded, a number never cut
+    layers = Table(*inspection.columns, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column in layers.columns:
-        column.justify = "right"
+        column.justify, column.overflow = "right", "fold"
     for row in inspection.rows:
         layers.add_row(*row)
     console.print(layers)

@@ -20,12 +20,34 @@ ModelOption = Annotated[
     str | None,
     typer.Option(help="Registered adapter, models:/NAME@ALIAS or models:/NAME/VERSION; it names its backbone."),
 ]
+RegistryOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MLFLOW_TRACKING_URI",
+        show_envvar=True,
+        help="MLflow store that models:/ addresses are looked up in, e.g. sqlite:///results/mlflow.db.",
+    ),
+]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Most tokens of prompt and reply; beyond it old turns stay in the memory only. Default: the backbone's.",
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="Device, e.g. cuda or cpu. Default: a GPU if there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
 
 
-def load(base: str | None, adapter: str | None, model: str | None, device: str | None, dtype: str):
-    """(DeltaMemModel, tokenizer) in eval mode.
+def load(
+    base: str | None,
+    adapter: str | None,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    registry: str | None = None,
+):
+    """(DeltaMemModel, tokenizer) in eval mode; the arguments are the options above, None where not given.
 
     Raises:
         DeltaMemError: a part isn't named or can't be had.
@@ -44,10 +66,14 @@ def load(base: str | None, adapter: str | None, model: str | None, device: str |
     from deltamem.model import DeltaMemModel
 
     logging.disable_progress_bar()
+    if registry is not None and (adapter or model).startswith("models:/"):
+        import mlflow
+
+        mlflow.set_tracking_uri(registry)
     folder = locate(adapter or model)
     revision = None
     if base is None:
-        base, revision = _registered_backbone(folder), None
+        base = _registered_backbone(folder)
         if base is None:
             config, _ = load_adapter(folder)
             base, revision = config.base_model_name_or_path, config.revision
@@ -63,13 +89,17 @@ def load(base: str | None, adapter: str | None, model: str | None, device: str |
         )
         tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
         backbone = backbone.to(device).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {error}") from error
     return DeltaMemModel.from_pretrained(backbone, folder), tokenizer
 
 
 def _registered_backbone(folder: Path) -> str | None:
-    """The backbone's folder that a registered model's MLmodel file names, if it is here."""
+    """The backbone's folder that a registered model's MLmodel file names; None where there is no such file.
+
+    Raises:
+        DeltaMemError: that folder is not here.
+    """
     import yaml
 
     file = folder / "MLmodel"
@@ -77,4 +107,9 @@ def _registered_backbone(folder: Path) -> str | None:
         return None
     flavour = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("flavors", {}).get("python_function", {})
     backbone = (flavour.get("config") or {}).get("backbone")
-    return backbone if backbone and Path(backbone).is_dir() else None
+    if backbone and not Path(backbone).is_dir():
+        raise DeltaMemError(
+            f"the model was registered with its backbone in {backbone}, which is not here: make it there again "
+            "(python -m pipelines.backbone), or name the folder that has it with --base"
+        )
+    return backbone

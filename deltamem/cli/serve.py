@@ -10,22 +10,33 @@ from rich.console import Console
 
 from deltamem.cli import loading
 from deltamem.errors import DeltaMemError
+from deltamem.prompt_parts import PART_TOKENS
+
+EXAMPLE = """Example: deltamem serve --model models:/NAME@champion --registry sqlite:///results/mlflow.db
+
+Then: curl localhost:8000/v1/chat/completions -H "Content-Type: application/json"
+-d '{"model": "NAME", "session_id": "ada", "messages": [{"role": "user", "content": "I am Ada."}]}'"""
 
 
 def command(
     base: loading.BaseOption = None,
     adapter: loading.AdapterOption = None,
     model: loading.ModelOption = None,
+    registry: loading.RegistryOption = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model. Default: the adapter's name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs an API key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="DELTAMEM_API_KEY", help="Key that clients must send.", show_envvar=True),
     ] = None,
     store: Annotated[Path, typer.Option(help="Folder of the kept sessions.")] = Path("deltamem-sessions"),
-    window: Annotated[int | None, typer.Option(help="Most tokens in a prompt. Default: the backbone's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Turns decoded together.")] = 8,
+    window: loading.WindowOption = None,
+    part_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Longer prompts are read in parts of this length, between other replies' tokens."),
+    ] = PART_TOKENS,
+    batch_size: Annotated[int, typer.Option(min=1, help="Turns in progress at once, decoded together.")] = 8,
     max_waiting: Annotated[int, typer.Option(min=1, help="Turns that may wait; more are refused.")] = 256,
     max_reply_tokens: Annotated[int, typer.Option(min=1, help="Longest reply a client may ask for.")] = 4096,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Longest request body, in MiB.")] = 4,
@@ -44,14 +55,15 @@ def command(
     try:
         from deltamem.server.app import ServerSettings, create_app
         from deltamem.server.limits import RequestLimits
-        from deltamem.server.run import check_reach, make_server
+        from deltamem.server.run import bind, check_reach, make_server
         from deltamem.server.store import StoreLimits
     except ImportError as error:
         raise DeltaMemError(f"the server needs a package that isn't installed ({error.name})") from error
     from deltamem.chat_runtime import ChatRuntime
 
     check_reach(host, api_key)
-    delta_model, tokenizer = loading.load(base, adapter, model, device, dtype)
+    place = bind(host, port)
+    delta_model, tokenizer = loading.load(base, adapter, model, device, dtype, registry)
     settings = ServerSettings(
         model_name=name or _model_name(model or adapter),
         store=store,
@@ -61,9 +73,10 @@ def command(
         requests=RequestLimits(int(max_body_mb * 2**20), reply_tokens=max_reply_tokens),
         kept=StoreLimits(max_sessions, int(max_store_gb * 2**30), int(max_held_gb * 2**30), max_age_days * 86_400),
     )
-    app = create_app(ChatRuntime(delta_model, tokenizer, window), settings)
-    Console().print(f"serving {settings.model_name} at http://{host}:{port}/ (sessions in {store})", soft_wrap=True)
-    make_server(app, host, port).run()
+    app = create_app(ChatRuntime(delta_model, tokenizer, window, part_tokens), settings)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    Console().print(f"serving {settings.model_name} at {address} (sessions in {store})", soft_wrap=True)
+    make_server(app, host, port).run([place])
 
 
 def _model_name(adapter: str) -> str:

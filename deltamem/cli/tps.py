@@ -12,12 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from deltamem.cli import loading
+from deltamem.errors import DeltaMemError
+
+EXAMPLE = "Example: deltamem tps --adapter path/to/adapter --prompt-tokens 512 --prompt-tokens 4096 --new-tokens 64"
 
 
 def command(
     base: loading.BaseOption = None,
     adapter: loading.AdapterOption = None,
     model: loading.ModelOption = None,
+    registry: loading.RegistryOption = None,
     prompt_tokens: Annotated[list[int], typer.Option(min=1, help="Prompt length; may be given several times.")] = [  # noqa: B006
         512
     ],
@@ -29,7 +33,9 @@ def command(
     dtype: loading.DtypeOption = "auto",
 ) -> None:
     """Prefill and decode speed and peak memory, of the backbone alone and with the adapter."""
-    delta_model, _ = loading.load(base, adapter, model, device, dtype)
+    if output is not None and not output.parent.is_dir():
+        raise DeltaMemError(f"--output {output}: there is no folder {output.parent}")
+    delta_model, _ = loading.load(base, adapter, model, device, dtype, registry)
     from deltamem.throughput import measure
 
     table = Table("model", "prompt", "new", "prefill s", "prefill tok/s", "decode tok/s", "peak GiB")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -25,8 +25,8 @@ from deltamem.server.running_turn import RunningTurn, session_facts
 from deltamem.server.schemas import SESSION_ID, ChatRequest, Completion
 from deltamem.server.store import SessionStore, StoreLimits
 
-DEFAULT_REPLY_TOKENS = 512
 SWEEP_SECONDS = 600
+CLIENT_LEFT = 499  # what web servers log when nobody is there to be answered
 SessionId = Annotated[str, Path(pattern=SESSION_ID)]
 PAGE = FilePath(__file__).with_name("page.html")
 PAGE_POLICY = (
@@ -73,7 +73,7 @@ def create_app(runtime: ChatRuntime, settings: ServerSettings) -> FastAPI:
 
     @app.post("/v1/chat/completions", dependencies=guarded)
     async def chat_completions(request: Request) -> Response:
-        return await server.answer(request)
+        return await unless_client_leaves(request, server.answer, settings.requests)
 
     @app.get("/v1/models", dependencies=guarded)
     async def models() -> dict[str, Any]:
@@ -116,7 +116,7 @@ class ChatServer:
     def __init__(self, runtime: ChatRuntime, settings: ServerSettings, metrics: Metrics):
         self.runtime, self.settings, self.metrics = runtime, settings, metrics
         self.store = SessionStore(runtime, settings.store, settings.kept, metrics)
-        self.engine = Engine(runtime, metrics, settings.most_together, settings.most_waiting)
+        self.engine = Engine(metrics, settings.most_together, settings.most_waiting)
         self.model_card = {"id": settings.model_name, "object": "model", "created": int(time.time())}
         self.model_card["owned_by"] = "deltamem"
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -143,15 +143,14 @@ class ChatServer:
         if not self.engine.alive:
             raise ApiError(503, "the model's thread has ended", "not_healthy")
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, body: bytes) -> Response:
         """POST /v1/chat/completions."""
         arrived = time.perf_counter()
-        body = await read_body(request, self.settings.requests)
         asked = ChatRequest.model_validate_json(body)
         if asked.session_id is None and (header := request.headers.get("x-session-id")) is not None:
             asked = ChatRequest.model_validate({**asked.model_dump(exclude_unset=True), "session_id": header})
         self.check_model(asked.model)
-        options = asked.options(self.settings.requests.reply_tokens, DEFAULT_REPLY_TOKENS)
+        options = asked.options(self.settings.requests.reply_tokens)
         turn = RunningTurn(self, asked.session_id)
         await turn.start(asked, options)
         first = await turn.next()
@@ -175,6 +174,21 @@ class ChatServer:
             "disk_bytes": self.store.disk_bytes(session_id),
             **session_facts(state),
         }
+
+
+async def unless_client_leaves(
+    request: Request, answer: Callable[[Request, bytes], Awaitable[Response]], limits: RequestLimits
+) -> Response:
+    """Answer a request's body; when the client goes first, the work for it ends."""
+    work = asyncio.create_task(answer(request, await read_body(request, limits)))
+    # after the body, nothing but the client's leaving can be received
+    left = asyncio.create_task(request.receive())
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else Response(status_code=CLIENT_LEFT)
+    finally:
+        left.cancel()
+        work.cancel()
 
 
 class CountRequests:

@@ -1,25 +1,27 @@
 """One thread that owns the model and decodes the turns of many sessions together.
 
-Between two decoding steps at most one waiting turn is admitted (its prompt is a pass of its own), so long
-prompts delay running replies by one pass each. Turns leave the batch as they finish, and are committed on
-other threads before their end is told.
+Between two decoding steps one part of one new prompt is fed (:mod:`deltamem.prompt_parts`), so a long prompt
+delays running replies by a part at a time. New turns take turns with their parts, so a short prompt doesn't
+wait for a long one. Turns leave the batch as they finish, and are committed on other threads before their end
+is told.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
 
-from deltamem.chat_format import Message
-from deltamem.chat_runtime import ChatRuntime, ChatState
+from deltamem.batch import Batch
+from deltamem.chat_runtime import ChatState
 from deltamem.server.errors import ApiError
 from deltamem.server.metrics import Metrics
-from deltamem.turn import Batch, Reply, Turn, TurnOptions, choose, frozen_turn
+from deltamem.turn import Reply, Turn, choose
 
 
 @dataclass(frozen=True)
@@ -39,36 +41,33 @@ class Job:
     """One turn to be done.
 
     Attributes:
+        turn: what to feed and decode; made beforehand, as tokenizing a long prompt takes a while.
         emit: called from the engine's threads with each piece of text (str), then exactly once with
             :class:`Finished` or an exception.
         commit: makes the new state last; its end is awaited before ``Finished`` is told.
-        without_memory: answer as the frozen backbone would.
         cancelled: set it to call the job off; the turn then leaves no trace, unless it is being committed
-        already.
+            already.
     """
 
-    state: ChatState
-    messages: Sequence[Message]
-    options: TurnOptions
+    turn: Turn
     emit: Callable[[str | Finished | BaseException], None]
     commit: Callable[[ChatState], ChatState]
-    without_memory: bool = False
     cancelled: threading.Event = field(default_factory=threading.Event)
-    turn: Turn | None = None
 
 
 class Engine:
     """Runs jobs until :meth:`stop`.
 
     Args:
-        most_together: turns decoded together.
+        most_together: turns in progress: being read or decoded together.
         most_waiting: jobs that may wait for a place.
     """
 
-    def __init__(self, runtime: ChatRuntime, metrics: Metrics, most_together: int = 8, most_waiting: int = 256):
-        self.runtime, self.metrics = runtime, metrics
+    def __init__(self, metrics: Metrics, most_together: int = 8, most_waiting: int = 256):
+        self.metrics = metrics
         self.most_together = most_together
         self._waiting: queue.Queue[Job | None] = queue.Queue(most_waiting)
+        self._reading: deque[Job] = deque()
         self._active: list[Job] = []
         self._stopping = False
         self._commits = ThreadPoolExecutor(2, "deltamem-commit")
@@ -93,7 +92,7 @@ class Engine:
             raise ApiError(
                 429, "too many requests are waiting; try again", "busy", headers={"Retry-After": "1"}
             ) from None
-        self.metrics.waiting.set(self._waiting.qsize())
+        self._tell()
 
     def stop(self) -> None:
         """End all jobs (what isn't finished is told so) and the thread."""
@@ -111,9 +110,14 @@ class Engine:
             while not self._stopping:
                 self._admit()
                 self._drop_cancelled()
+                self._tell()
+                if self._reading:
+                    self._read()
                 if self._active:
                     batch = self._step(batch)
-        left, self._active = self._active, []
+                self._tell()
+        left = [*self._reading, *self._active]
+        self._reading, self._active = deque(), []
         while not self._waiting.empty():
             if (job := self._waiting.get_nowait()) is not None:
                 left.append(job)
@@ -121,34 +125,36 @@ class Engine:
             job.emit(ApiError(503, "the server is shutting down", "shutting_down"))
 
     def _admit(self) -> None:
-        if len(self._active) >= self.most_together:
-            return
+        """Give waiting jobs the free places; waits for a job when there is nothing else to do."""
+        while (busy := len(self._reading) + len(self._active)) < self.most_together:
+            try:
+                job = self._waiting.get(block=not busy)
+            except queue.Empty:
+                break
+            if job is None:
+                break
+            self._reading.append(job)
+
+    def _drop_cancelled(self) -> None:
+        for jobs in (self._reading, self._active):
+            for job in [job for job in jobs if job.cancelled.is_set()]:
+                jobs.remove(job)
+                job.emit(Cancelled())
+
+    def _read(self) -> None:
+        """Feed one part of the prompt whose turn it is."""
+        job = self._reading.popleft()
         try:
-            job = self._waiting.get(block=not self._active)
-        except queue.Empty:
-            return
-        self.metrics.waiting.set(self._waiting.qsize())
-        if job is None:
-            return
-        if job.cancelled.is_set():
-            job.emit(Cancelled())
-            return
-        make = frozen_turn if job.without_memory else Turn
-        try:
-            job.turn = make(self.runtime, job.state, job.messages, job.options)
-            logits = job.turn.prefill()
+            logits = job.turn.feed_prompt()
+            if logits is None:
+                self._reading.append(job)
+                return
             self._accept([job], logits)
         except Exception as error:
             job.emit(error)
             return
         self._active.append(job)
         self._finish_done(Batch())
-        self.metrics.active.set(len(self._active))
-
-    def _drop_cancelled(self) -> None:
-        for job in [job for job in self._active if job.cancelled.is_set()]:
-            self._active.remove(job)
-            job.emit(Cancelled())
 
     def _step(self, batch: Batch) -> Batch:
         jobs = list(self._active)
@@ -164,8 +170,11 @@ class Engine:
                 job.emit(error)
             self._active = []
             return Batch()
-        finally:
-            self.metrics.active.set(len(self._active))
+
+    def _tell(self) -> None:
+        self.metrics.waiting.set(self._waiting.qsize())
+        self.metrics.reading.set(len(self._reading))
+        self.metrics.active.set(len(self._active))
 
     def _accept(self, jobs: Sequence[Job], logits: torch.Tensor) -> None:
         turns = [job.turn for job in jobs]
@@ -178,7 +187,7 @@ class Engine:
         done = [job for job in self._active if job.turn.finish_reason]
         if not done:
             return
-        batch.release()
+        batch.release([job.turn for job in done if job.turn in batch])
         for job in done:
             self._active.remove(job)
             try:

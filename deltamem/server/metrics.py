@@ -25,6 +25,7 @@ class Metrics:
             registry=registry,
         )
         self.waiting = Gauge("deltamem_waiting", "Turns waiting for a place", registry=registry)
+        self.reading = Gauge("deltamem_reading", "Turns whose prompt is being read", registry=registry)
         self.active = Gauge("deltamem_active", "Turns being decoded", registry=registry)
         self.sessions = Gauge("deltamem_sessions", "Sessions kept", ["where"], registry=registry)
         self.store_bytes = Gauge("deltamem_store_bytes", "Size of the kept sessions", ["where"], registry=registry)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import uvicorn
 from fastapi import FastAPI
 
@@ -31,3 +33,19 @@ def check_reach(host: str, api_key: str | None) -> None:
     """Raise DeltaMemError if the server would be open to the network without a key."""
     if host not in LOOPBACK and not api_key:
         raise DeltaMemError(f"host {host} can be reached from other machines: set an API key, or serve on 127.0.0.1")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The address, taken but not yet answering. To be called before a model is loaded for minutes.
+
+    Raises:
+        DeltaMemError: it can't be had.
+    """
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        raise DeltaMemError(f"can't listen on {host}, port {port}: {error.strerror}; choose another --port") from error
+    return place

@@ -11,7 +11,7 @@ from deltamem.chat_runtime import ChatState
 from deltamem.server.engine import Cancelled, Finished, Job
 from deltamem.server.errors import ApiError, as_api_error
 from deltamem.server.schemas import ChatRequest, Completion, new_messages
-from deltamem.turn import TurnOptions
+from deltamem.turn import Turn, TurnOptions, frozen_turn
 
 if TYPE_CHECKING:
     from deltamem.server.app import ChatServer
@@ -31,16 +31,13 @@ class RunningTurn:
         if self._lock is not None:
             await self._lock.acquire()
         try:
-            state = await asyncio.to_thread(self._load)
+            turn = await asyncio.to_thread(self._make_turn, asked, options)
             loop = asyncio.get_running_loop()
             keep = self.session_id is not None and not asked.without_memory
             self._job = Job(
-                state=state,
-                messages=new_messages(state, [message.plain() for message in asked.messages]),
-                options=options,
+                turn=turn,
                 emit=lambda event: _in_loop(loop, self._take, event),
                 commit=self._keep if keep else lambda state: state,
-                without_memory=asked.without_memory,
             )
             self.server.engine.submit(self._job)
         except BaseException:
@@ -78,6 +75,12 @@ class RunningTurn:
     def extra(self, finished: Finished) -> dict[str, Any]:
         facts = session_facts(finished.state)
         return {"session_id": self.session_id, "newly_forgotten": finished.reply.newly_forgotten, **facts}
+
+    def _make_turn(self, asked: ChatRequest, options: TurnOptions) -> Turn:
+        state = self._load()
+        messages = new_messages(state, [message.plain() for message in asked.messages])
+        make = frozen_turn if asked.without_memory else Turn
+        return make(self.server.runtime, state, messages, options)
 
     def _load(self) -> ChatState:
         if self.session_id is None:

@@ -82,7 +82,8 @@ class ChatRequest(BaseModel):
             raise ValueError("at most 4 stop sequences of 1 to 256 characters each")
         return stops
 
-    def options(self, most_tokens: int, default_tokens: int) -> TurnOptions:
+    def options(self, most_tokens: int, default_tokens: int = TurnOptions.max_new_tokens) -> TurnOptions:
+        """How to answer; OpenAI's defaults, but for the reply's length."""
         tokens = self.max_completion_tokens or self.max_tokens or min(default_tokens, most_tokens)
         if tokens > most_tokens:
             raise ApiError(400, f"max_tokens: this server allows at most {most_tokens}", "too_large", "max_tokens")

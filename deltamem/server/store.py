@@ -52,15 +52,18 @@ class SessionStore:
     """Sessions by id. Safe to use from several threads, as long as one session is used by one at a time.
 
     Raises:
-        DeltaMemError: another server uses the folder.
+        DeltaMemError: another server uses the folder, or it can't be written.
     """
 
     def __init__(self, runtime: ChatRuntime, root: Path, limits: StoreLimits, metrics: Metrics):
         self.runtime, self.root, self.limits, self.metrics = runtime, root, limits, metrics
         self._guard = threading.Lock()
         self._held: OrderedDict[str, ChatState] = OrderedDict()
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock_file = (root / "lock").open("w")
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_file = (root / "lock").open("w")
+        except OSError as error:
+            raise DeltaMemError(f"sessions can't be kept in {root}: {error}; choose another folder") from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

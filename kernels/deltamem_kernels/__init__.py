@@ -6,17 +6,28 @@ device, ``triton`` is for GPUs. ``backend=None`` takes triton on CUDA tensors an
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from deltamem_kernels.attention import decode_attention
 from deltamem_kernels.chunk import chunk_delta_scan
 from deltamem_kernels.gates import gate_projections
+from deltamem_kernels.gates import gated_read as _torch_gated_read
 from deltamem_kernels.naive import naive_delta_scan
 from deltamem_kernels.step import delta_step, fits_triton, steer_
 
-__all__ = ["BACKENDS", "delta_scan", "delta_step", "gate_projections", "gated_delta_scan", "steer_"]
+__all__ = [
+    "BACKENDS",
+    "decode_attention",
+    "delta_scan",
+    "delta_step",
+    "gate_projections",
+    "gated_delta_scan",
+    "gated_read",
+    "steer_",
+]
 
 # Under this length the chunk set-up costs more than the token loop.
 SHORT = 4
@@ -83,3 +94,27 @@ def gated_delta_scan(
         mask: [B, T] bool or None.
     """
     return _pick(GATED_BACKENDS, backend, state)(projected, beta_bias, state, mask)
+
+
+def gated_read(projected: Tensor, state: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Read one unchanging state along T tokens: r_t = S q_t, [B, T, N, r].
+
+    On a GPU this is the scan with its gates shut: a dozen launches with its gradient, where written out it takes forty,
+    and at the few tokens that are read it is launches that cost.
+
+    Args:
+        projected: [B, T, 4·N·r]; only q̃ matters.
+        state: [B, N, r, r].
+        mask: [B, T] bool or None; a masked token reads zero.
+    """
+    if fits_triton(state):
+        shut = _shut_gates(projected.device, state.shape[1] * state.shape[-1])
+        return gated_delta_scan(projected, shut, state, mask, backend="triton")[0]
+    reads = _torch_gated_read(projected, state)
+    return reads if mask is None else reads * mask[:, :, None, None]
+
+
+@lru_cache
+def _shut_gates(device: torch.device, width: int) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor couldn't be saved for a backward pass
+        return torch.full((width,), -1e9, device=device)

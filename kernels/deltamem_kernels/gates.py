@@ -23,3 +23,18 @@ def gate_projections(
     q, k, v, gate = projected.to(dtype).unflatten(-1, (4, num_states, rank)).unbind(-3)
     beta = torch.sigmoid(gate + beta_bias.to(dtype).unflatten(-1, (num_states, rank)))
     return F.normalize(torch.tanh(q), dim=-1), F.normalize(torch.tanh(k), dim=-1), v, beta
+
+
+def gated_read(projected: Tensor, state: Tensor) -> Tensor:
+    """Reads r_t = S q_t of every token from one unchanging state, q as in :func:`gate_projections`.
+
+    Args:
+        projected: [B, T, 4·N·r].
+        state: [B, N, r, r].
+
+    Returns:
+        [B, T, N, r], in the state's dtype.
+    """
+    states, rank = state.shape[1], state.shape[-1]
+    q = projected[..., : states * rank].to(state.dtype).unflatten(-1, (states, rank))
+    return (F.normalize(torch.tanh(q), dim=-1).transpose(1, 2) @ state.transpose(-1, -2)).transpose(1, 2)

@@ -17,6 +17,7 @@ def delta_step(
     state: Tensor,
     mask: Tensor | None = None,
     out_state: Tensor | None = None,
+    writes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Project, normalise, gate, read and write one token; one kernel on a GPU. Inference only.
 
@@ -27,6 +28,7 @@ def delta_step(
         state: [B, N, r, r] float32.
         mask: [B] bool or None; where False the read is zero and the state stays.
         out_state: where the new state goes (it may be ``state`` itself); None makes a new tensor.
+        writes: [B] bool or None; where False the state is read and stays.
 
     Returns:
         reads [B, N, r] float32, the new state.
@@ -34,10 +36,12 @@ def delta_step(
     if fits_triton(state):
         from deltamem_kernels.triton_step import triton_delta_step
 
-        return triton_delta_step(x, in_proj, beta_bias, state, mask, out_state)
+        return triton_delta_step(x, in_proj, beta_bias, state, mask, out_state, writes)
     projected = F.linear(x, in_proj.to(x.dtype)).unsqueeze(1)
-    gates = gate_projections(projected, beta_bias, state.shape[1], state.shape[-1])
-    reads, new_state = naive_delta_scan(*gates, state, None if mask is None else mask.unsqueeze(1))
+    q, k, v, beta = gate_projections(projected, beta_bias, state.shape[1], state.shape[-1])
+    if writes is not None:
+        beta = beta * writes[:, None, None, None]
+    reads, new_state = naive_delta_scan(q, k, v, beta, state, None if mask is None else mask.unsqueeze(1))
     return reads[:, 0], new_state if out_state is None else out_state.copy_(new_state)
 
 

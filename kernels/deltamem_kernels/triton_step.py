@@ -30,8 +30,8 @@ def project(x, weight, H: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def step_kernel(x, in_proj, bias, state, mask, reads, new_state, N, H: tl.constexpr, R: tl.constexpr,
-                ROWS: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def step_kernel(x, in_proj, bias, state, mask, writes, reads, new_state, N, H: tl.constexpr, R: tl.constexpr,
+                ROWS: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr, CHOSEN: tl.constexpr):  # fmt: skip
     """x [B, H], in_proj [4·N·r, H] (q | k | v | β, each N blocks of r). Grid (B, N, r / ROWS).
 
     Every program projects q and k for itself and v and β for its own state rows: the copies are cheaper than
@@ -61,6 +61,8 @@ def step_kernel(x, in_proj, bias, state, mask, reads, new_state, N, H: tl.conste
         valid = tl.load(mask + b) != 0
         read = tl.where(valid, read, 0.0)
         beta = tl.where(valid, beta, 0.0)
+    if CHOSEN:
+        beta = tl.where(tl.load(writes + b) != 0, beta, 0.0)
     correction = beta * (value - tl.sum(s * key[None, :], axis=1))
     tl.store(reads + (b * N + n) * R + i, read)
     tl.store(new_state + cell, s * (1.0 - beta)[:, None] + correction[:, None] * key[None, :])
@@ -87,13 +89,13 @@ def block_for(rank: int) -> int:
 
 @torch.library.custom_op("deltamem::step", mutates_args={"reads", "new_state"})
 def _step(
-    x: Tensor, in_proj: Tensor, beta_bias: Tensor, state: Tensor, mask: Tensor | None, reads: Tensor,
-    new_state: Tensor,
+    x: Tensor, in_proj: Tensor, beta_bias: Tensor, state: Tensor, mask: Tensor | None, writes: Tensor | None,
+    reads: Tensor, new_state: Tensor,
 ) -> None:  # fmt: skip
     batch, states, rank, _ = state.shape
     step_kernel[(batch, states, 4)](
-        x, in_proj, beta_bias, state, mask, reads, new_state, states, x.shape[1], rank, rank // 4, block_for(rank),
-        mask is not None, num_warps=16,
+        x, in_proj, beta_bias, state, mask, writes, reads, new_state, states, x.shape[1], rank, rank // 4,
+        block_for(rank), mask is not None, writes is not None, num_warps=16,
     )  # fmt: skip
 
 
@@ -106,9 +108,9 @@ def _steer(out: Tensor, reads: Tensor, weight: Tensor, scale: float) -> None:
 
 def triton_delta_step(
     x: Tensor, in_proj: Tensor, beta_bias: Tensor, state: Tensor, mask: Tensor | None = None,
-    out_state: Tensor | None = None,
+    out_state: Tensor | None = None, writes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Same function as :func:`deltamem_kernels.step.naive_delta_step`, for inference: no gradients.
+    """Same function as :func:`deltamem_kernels.step.delta_step` on a GPU.
 
     Raises:
         ValueError: shapes that don't fit together, a rank under 4, or a state that is not float32.
@@ -126,7 +128,9 @@ def triton_delta_step(
         )
     reads = state.new_empty(batch, states, rank)
     new_state = torch.empty_like(state) if out_state is None else out_state
-    torch.ops.deltamem.step(x.contiguous(), in_proj.contiguous(), beta_bias, state.contiguous(), mask, reads, new_state)
+    torch.ops.deltamem.step(
+        x.contiguous(), in_proj.contiguous(), beta_bias, state.contiguous(), mask, writes, reads, new_state
+    )
     return reads, new_state
 
 

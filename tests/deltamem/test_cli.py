@@ -1,6 +1,8 @@
 """The command line, as its users call it."""
 
 import json
+import re
+import socket
 
 import pytest
 import torch
@@ -29,8 +31,8 @@ def folders(tmp_path_factory):
     return root
 
 
-def deltamem(*arguments, input=None):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], input=input, env={"COLUMNS": "160"})
+def deltamem(*arguments, input=None, columns=160):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], input=input, env={"COLUMNS": str(columns)})
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -41,7 +43,8 @@ def test_help_names_every_command_and_option():
     text = deltamem("--help")
     for name in ("chat", "serve", "inspect", "convert", "tps"):
         assert name in text
-        assert "--help" in deltamem(name, "--help")
+        usage = deltamem(name, "--help")
+        assert "--help" in usage and f"Example: deltamem {name} " in usage
 
 
 def chat(folders, *lines, options=()):
@@ -54,13 +57,13 @@ def test_chat_answers_and_obeys(folders, tmp_path):
     text = chat(
         folders, "hello", "/memory", "/compare who?", "/write off", "again", "/write on", f"/save {saved}",
         "/undo", "/clear", "/reset", f"/load {saved}", "/help", "/nonsense", "/write maybe",
-        f"/load {tmp_path}/no", "/quit", "never read",
+        f"/load {tmp_path}/no", f"/save {folders}/base/config.json", "/quit", "never read",
     )  # fmt: skip
     for expected in (
         "3,072 bytes", "with memory", "without memory", "turns are not written", f"saved to {saved}",
         "the chat has 2 messages", "2 messages are in the memory only", "everything is forgotten",
         "4 messages, 0 in the memory only", "side by side", "'/nonsense' is not a command",
-        "'/write maybe' is not a command", "holds no saved session",
+        "'/write maybe' is not a command", "holds no saved session", "File exists",
     ):  # fmt: skip
         assert expected in text.replace("\n", " "), expected
     restored = ChatSession.load(*make_chat_model("msw"), saved)
@@ -103,13 +106,26 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
         (["inspect", "BASE"], "holds no adapter"),
         (["convert", "ADAPTER", "BASE"], "isn't an empty folder"),
         (["serve", "--adapter", "ADAPTER", "--host", "0.0.0.0"], "set an API key"),
+        (["serve", "--adapter", "ADAPTER", "--port", "TAKEN"], "choose another --port"),
+        (["serve", "--adapter", "ADAPTER", "--store", "BASE/config.json"], "choose another folder"),
+        (["chat", "--adapter", "ADAPTER", "--top-p", "0"], "top_p must be in"),
+        (["chat", "--adapter", "ADAPTER", "--device", "nonsense"], "can't be loaded on nonsense"),
+        (["chat", "--adapter", "ADAPTER", "--session", "SESSION", "--window", "99"], "are for a new session"),
+        (["inspect", "ADAPTER", "--png", "x.bmp"], "must end in .png"),
+        (["inspect", "ADAPTER", "--png", "BASE/none/x.png"], "none/x.png"),
+        (["convert", "ADAPTER", "BASE/config.json/x"], "Not a directory"),
+        (["tps", "--adapter", "ADAPTER", "--output", "BASE/none/x.json"], "there is no folder"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence(folders, arguments, message, monkeypatch, capsys):
-    places = {"ADAPTER": str(folders / "adapter"), "BASE": str(folders / "base")}
-    monkeypatch.setattr("sys.argv", ["deltamem", *(places.get(a, a) for a in arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        places = {name.upper(): str(folders / name) for name in ("adapter", "base", "session")}
+        places["TAKEN"] = str(taken.getsockname()[1])
+        for place, path in places.items():
+            arguments = [argument.replace(place, path) for argument in arguments]
+        monkeypatch.setattr("sys.argv", ["deltamem", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
     errors = capsys.readouterr().err
     assert ended.value.code == 1 and message in errors and "Traceback" not in errors
 
@@ -127,8 +143,14 @@ def test_inspect_shows_each_layer_and_draws_them(folders, tmp_path, what):
     for words in expected:
         assert words in text
     for layer in range(3):
-        assert f"│     {layer} │" in text
+        assert re.search(rf"^ +{layer} +[\d,.]+ ", text, re.MULTILINE)
     assert image.imread(picture).std() > 0.01, "the picture is empty"
+
+
+def test_a_terminal_of_80_columns_shows_every_digit(folders):
+    text = deltamem("inspect", folders / "adapter", columns=80)
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert text.count("0.1824") == 9
 
 
 def test_convert_there_and_back_is_the_same_adapter(folders, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from deltamem import DeltaMemConfig, DeltaMemory, get_delta_mem_model
+from deltamem.errors import DeltaMemError
 
 FAMILIES = ["qwen3", "smollm3", "llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3_text", "phi3"]
 # transformers has no SDPA for Gemma 2 (soft-capped scores)
@@ -94,13 +95,25 @@ def test_padding_left_right_or_none_and_batching_change_nothing(tiny_model, fami
             ids[b, at], mask[b, at], segment_ids[b, at] = row[0], 1, seg[0]
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         with torch.no_grad():
-            out = model(
-                ids, attention_mask=mask, memory=memory, segment_ids=segment_ids, position_ids=positions
-            )
+            out = model(ids, attention_mask=mask, memory=memory, segment_ids=segment_ids, position_ids=positions)
             for b, (row, seg) in enumerate(zip(rows, row_segments, strict=True)):
                 alone = model(row, memory=memory.select([b]), segment_ids=seg)
                 torch.testing.assert_close(out.logits[b][mask[b].bool()], alone.logits[0], **TOLERANCE)
                 assert_same_memory(out.memory.select([b]), alone.memory)
+        if side == "right":
+            options = {"attention_mask": mask, "memory": memory, "segment_ids": segment_ids, "right_padded": True}
+            with torch.no_grad():
+                unmasked = model(ids, use_cache=False, **options)
+                torch.testing.assert_close(unmasked.logits[mask.bool()], out.logits[mask.bool()], **TOLERANCE)
+                assert_same_memory(unmasked.memory, out.memory)
+                assert_same_memory(model.write(ids, **options), out.memory)
+
+
+def test_a_word_given_for_right_padding_is_not_taken_with_a_cache(tiny_model):
+    model, ids = build(tiny_model), tokens(1, 4)
+    cache = model(ids, use_cache=True).past_key_values
+    with pytest.raises(DeltaMemError, match="right_padded"):
+        model(ids, past_key_values=cache, right_padded=True)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

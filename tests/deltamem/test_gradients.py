@@ -93,9 +93,7 @@ def test_only_the_adapter_is_trainable(tiny_model, capsys):
     assert "trainable%" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "strategy,millions", [("tsw", 4.87), ("ssw", 4.87), ("msw", 19.47)], ids=["tsw", "ssw", "msw"]
-)
+@pytest.mark.parametrize("strategy,millions", [("tsw", 4.87), ("ssw", 4.87), ("msw", 19.47)], ids=["tsw", "ssw", "msw"])
 def test_parameter_count_is_the_papers(strategy, millions):
     """Qwen3-4B's shape: hidden 2,560, 36 layers, 32 heads of 128."""
     from deltamem.layer import DeltaMemLayer

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from deltamem import ChatSession, DeltaMemError, encode_messages
+from deltamem.batch import Batch
 from deltamem.errors import WindowError
-from deltamem.turn import Batch, Turn, TurnOptions, choose
+from deltamem.turn import Turn, TurnOptions, choose
 from tests.chat_models import make_chat_model
 
 STRATEGIES = ["tsw", "ssw", "msw"]
@@ -216,10 +217,40 @@ def test_drawing_is_seeded_and_follows_top_p():
     assert ChatSession(model, tokenizer).send("hi", max_new_tokens=20, **nearly_greedy).text == greedy
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}])
+BAD_OPTIONS = [
+    {"max_new_tokens": 0}, {"max_new_tokens": 2.5}, {"max_new_tokens": "3"}, {"temperature": -1}, {"temperature": "1"},
+    {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.5}, {"seed": "x"}, {"seed": 2**70}, {"stop": "abc"},
+    {"stop": ("",)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_OPTIONS)
 def test_options_outside_their_domain_are_refused(bad):
     with pytest.raises(DeltaMemError, match=next(iter(bad))):
         TurnOptions(**bad)
+
+
+@pytest.mark.parametrize(
+    "bad, reason",
+    [
+        ("half a \ud800 character", "isn't text that UTF-8 can hold"),
+        (["words"], "message 0 is not a"),
+        ([{"role": "user", "content": "x"}, {"role": "user"}], "message 1 is not a"),
+        ([{"role": "user", "content": None}], "message 0 is not a"),
+        ([], "no message to answer"),
+    ],
+)
+def test_what_is_not_a_message_is_refused_and_changes_nothing(bad, reason):
+    chat = ChatSession(*make_chat_model())
+    with pytest.raises(DeltaMemError, match=reason):
+        chat.send(bad)
+    assert chat.messages == []
+
+
+def test_a_whole_number_is_a_temperature_too():
+    model, tokenizer = make_chat_model()
+    texts = [ChatSession(model, tokenizer).send("hi", temperature=t, seed=4, **SHORT).text for t in (1, 1.0)]
+    assert texts[0] == texts[1]
 
 
 # --- the window

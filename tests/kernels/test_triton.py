@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from deltamem_kernels.attention import naive_decode_attention  # noqa: E402
 from deltamem_kernels.gates import gate_projections  # noqa: E402
 from deltamem_kernels.naive import naive_delta_scan  # noqa: E402
 
@@ -148,16 +149,18 @@ def test_operator_registrations_and_torch_compile():
 def test_one_token_step_matches_the_definition(in_place):
     from deltamem_kernels.triton_step import triton_delta_step
 
-    batch, states, rank, hidden = 2, 2, 8, 96
+    batch, states, rank, hidden = 3, 2, 8, 96
     _, bias, state = random_inputs(batch, 1, states, rank)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(batch, hidden, generator=generator).to(DEVICE)
     in_proj = torch.randn(4 * states * rank, hidden, generator=generator).to(DEVICE) / 8
-    mask = torch.tensor([True, False], device=DEVICE)
+    mask = torch.tensor([True, False, True], device=DEVICE)
+    writes = torch.tensor([True, True, False], device=DEVICE)
     gates = gate_projections((x.double() @ in_proj.double().T)[:, None], bias.double(), states, rank)
     expected = naive_delta_scan(*gates, state.double(), mask[:, None])
+    expected = expected[0], torch.where(writes[:, None, None, None], expected[1], state)
     target = state.clone() if in_place else None
-    reads, new_state = triton_delta_step(x, in_proj, bias, state if not in_place else target, mask, target)
+    reads, new_state = triton_delta_step(x, in_proj, bias, state if not in_place else target, mask, target, writes)
     assert not in_place or new_state is target
     assert_close((reads, new_state), (expected[0][:, 0], expected[1]), ("reads", "state"), 1e-6)
 
@@ -171,6 +174,36 @@ def test_steer_adds_the_scaled_product():
     expected = out.double() + 0.3 * reads.double() @ weight.double().T
     triton_steer(out, reads, weight, 0.3)
     assert_close((out,), (expected,), ("out",), 1e-6)
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "dim", "window", "softcap"),
+    [(4, 4, 16, None, None), (6, 2, 64, None, 2.0), (9, 3, 48, 100, None), (32, 1, 32, 64, None)],
+)
+def test_decode_attention_matches_the_definition(heads, key_heads, dim, window, softcap):
+    from deltamem_kernels.triton_attention import triton_decode_attention
+
+    generator = torch.Generator().manual_seed(5)
+    shapes = (3, heads, dim), (3, key_heads, 200, dim), (3, key_heads, 200, dim)
+    query, keys, values = (torch.randn(*shape, generator=generator).to(DEVICE) for shape in shapes)
+    lengths = torch.tensor([1, 129, 200], device=DEVICE)
+    doubles = (x.double() for x in (query, keys, values))
+    expected = naive_decode_attention(*doubles, lengths, 0.3, window, softcap)
+    got = triton_decode_attention(query, keys, values, lengths, 0.3, window, softcap)
+    assert_close((got,), (expected,), ("out",), 2e-6)
+
+
+def test_decode_attention_is_attention_over_the_keys_that_count():
+    generator = torch.Generator().manual_seed(6)
+    query, keys, values = (torch.randn(*s, generator=generator) for s in ((2, 6, 16), (2, 3, 20, 16), (2, 3, 20, 16)))
+    got = naive_decode_attention(query, keys, values, torch.tensor([7, 20]), 0.25, window=5)
+    for row, (first, last) in enumerate(((2, 7), (15, 20))):
+        part = slice(first, last)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query[row, :, None], keys[row, :, part], values[row, :, part], scale=0.25, enable_gqa=True
+        )
+        torch.testing.assert_close(got[row], expected[:, 0])
 
 
 def test_what_the_kernels_do_not_take_is_an_error():

@@ -11,15 +11,31 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from deltamem_kernels import triton_backward, triton_forward, triton_step, triton_tiles  # noqa: E402
+from deltamem_kernels import triton_attention, triton_backward, triton_forward, triton_step, triton_tiles  # noqa: E402
 from deltamem_kernels.triton_scan import SHAPES, plan_for  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="under the interpreter nothing is compiled"
 )
 
-INTEGERS = {"T": "i32", "N": "i32", "GROUP": "i32", "WIDTH": "i32", "scale": "fp32"}
-POINTERS = {"packed": "*bf16", "d_packed": "*bf16", "mask": "*i1", "x": "*bf16", "in_proj": "*bf16", "out": "*bf16"}
+INTEGERS = {
+    **dict.fromkeys(("T", "N", "GROUP", "WIDTH", "H", "L", "D", "WINDOW"), "i32"),
+    "scale": "fp32",
+    "CAP": "fp32",
+}
+POINTERS = {
+    "query": "*bf16",
+    "keys": "*bf16",
+    "values": "*bf16",
+    "lengths": "*i64",
+    "writes": "*i1",
+    "packed": "*bf16",
+    "d_packed": "*bf16",
+    "mask": "*i1",
+    "x": "*bf16",
+    "in_proj": "*bf16",
+    "out": "*bf16",
+}
 # Registers per thread at r = 8; a warp per program, so eight programs fit a multiprocessor even at 255.
 BUDGET = {
     "transitions_kernel": 168,
@@ -45,9 +61,15 @@ def kernels(rank: int):
     yield triton_tiles.compose_kernel, {**walk, "MATRIX_ROWS": rank, "ADJOINT": True}, 1
     yield triton_tiles.starts_kernel, {**walk, "ADJOINT": False}, 1
     yield triton_tiles.starts_kernel, {**walk, "ADJOINT": True}, 1
-    step = {"H": 2560, "R": rank, "ROWS": rank // 4, "BLOCK": triton_step.block_for(rank), "MASKED": True}
+    step = {"H": 2560, "R": rank, "ROWS": rank // 4, "BLOCK": triton_step.block_for(rank), "MASKED": True,
+            "CHOSEN": True}  # fmt: skip
     yield triton_step.step_kernel, step, 16
     yield triton_step.steer_kernel, {"NR": rank, "BLOCK": triton_step.STEER_BLOCK}, 4
+    for dim in (8, 64, 128):  # narrower heads than a matrix product takes are filled up
+        heads = {"D": dim, "WIDTH": triton_attention.width_for(dim), "RUNS": 32}
+        constants = {"ROWS": triton_attention.LEAST_ROWS, "BLOCK": triton_attention.BLOCK, "CAPPED": dim == 64}
+        yield triton_attention.attend_kernel, {**heads, **constants}, 4
+        yield triton_attention.combine_kernel, heads, 4
 
 
 def compile_for(kernel, constants: dict, warps: int, architecture: int):

@@ -64,6 +64,12 @@ class Browser:
             assert time.monotonic() < end, f"still not so after {seconds} s: {script}\n{self.logged}"
             time.sleep(0.05)
 
+    def resize(self, width, height, scheme="light"):
+        """Show the page as on a screen of this size, in the "light" or "dark" colour scheme."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
     def screenshot(self, path):
         image = self._call("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(image))

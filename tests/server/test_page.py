@@ -49,7 +49,7 @@ def test_a_chat_with_its_memory_and_the_answer_without_it(start_server, open_pag
     assert texts[0] == hostile and not page.run("window.harmed")
     assert texts[:4] == [m["content"] for m in kept.messages]
     assert len(texts) == 5 and texts[4] != texts[3], "the answer without memory stands beside the one with it"
-    shown = page.run('Array.from(document.querySelectorAll("aside dd")).map(e => e.textContent)')
+    shown = page.run('Array.from(document.querySelectorAll("aside output, aside dd")).map(e => e.textContent)')
     assert shown[:3] == ["3,072 bytes", str(kept.keys.length), "2"], "the first turn has left the prompt"
     assert "2 messages have left" in page.run('document.querySelector("#log .notice").textContent')
     norms = page.run('Array.from(document.querySelectorAll(".bar span:last-child")).map(e => Number(e.textContent))')
@@ -73,3 +73,26 @@ def test_a_key_is_asked_for_when_the_server_wants_one(start_server, open_page):
     page.wait_for('document.getElementById("model").textContent === "tiny"')
     say(page, "hello")
     assert len(page.run(TEXTS)) == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_narrow_screen_the_chat_has_most_of_it(start_server, open_page, scheme):
+    page = open_page(start_server(window=300))
+    page.resize(400, 800, scheme)
+    say(page, "a" * 200)
+    height = "document.getElementById('{}').getBoundingClientRect().height"
+    assert page.run("document.documentElement.scrollWidth") == 400, "nothing sticks out"
+    assert page.run(height.format("log")) > 500
+    assert page.run("getComputedStyle(document.getElementById('key-label')).display") == "none"
+    seen = "document.getElementById('norms').checkVisibility()"
+    assert not page.run(seen), "the facts are folded away"
+    page.run("document.querySelector('summary').click()")
+    page.wait_for(f"{seen} && {height.format('log')} > 250")
+    light = page.run(
+        "[...document.querySelectorAll('body, .message, textarea, summary')]"
+        ".map(e => getComputedStyle(e).color.match(/\\d+/)[0] > 127)"
+    )
+    own = [True]  # white on the accent in both schemes
+    assert light == [scheme == "dark", *own, *[scheme == "dark"] * 3]
+    page.resize(1280, 800, scheme)
+    page.wait_for(f"{seen} && {height.format('log')} > 600")

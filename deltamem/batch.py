@@ -1,0 +1,64 @@
+"""Turns of many sessions decoded together, one token each per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deltamem.decode import SlotDecoder, round_up
+from deltamem.turn import Turn
+
+
+class Batch:
+    """Turns whose next tokens come out of one forward pass of a :class:`deltamem.decode.SlotDecoder`.
+
+    A turn's cache and memory are copied into a slot when it joins and out of it when it leaves; the others don't move.
+    A decoder with more or longer slots is made when the turns need one.
+    """
+
+    def __init__(self) -> None:
+        self._decoder: SlotDecoder | None = None
+        self._slot_of: dict[Turn, int] = {}
+
+    def __contains__(self, turn: Turn) -> bool:
+        return turn in self._slot_of
+
+    def step(self, turns: Sequence[Turn]) -> Tensor:
+        """Feed each turn's last token; returns the next logits [B, V] in the order of ``turns``."""
+        self.release([turn for turn in self._slot_of if turn not in turns])
+        if new := [turn for turn in turns if turn not in self._slot_of]:
+            self._join(turns, new)
+        decoder, slots = self._decoder, [self._slot_of[turn] for turn in turns]
+        tokens = torch.zeros(decoder.slots, 1, dtype=torch.long)
+        tokens[slots, 0] = torch.tensor([turn.next_token for turn in turns])
+        decoder.token.copy_(tokens)
+        logits = decoder.step()[slots]
+        for turn in turns:
+            turn.tokens.append(turn.next_token)
+        return logits
+
+    def release(self, turns: Sequence[Turn] | None = None) -> None:
+        """Hand turns (None: all) their own cache and memory, and forget them."""
+        for turn in list(self._slot_of) if turns is None else turns:
+            turn.keys, turn.memory = self._decoder.free(self._slot_of.pop(turn))
+
+    def _join(self, turns: Sequence[Turn], new: Sequence[Turn]) -> None:
+        model, decoder = new[0].runtime.model, self._decoder
+        rows, length = len(turns), max(turn.longest for turn in turns)
+        if model.device.type == "cuda":  # there a decoder is dear to make and empty slots cost next to nothing
+            rows, length = round_up(rows), round_up(length)
+            fits = decoder is not None and decoder.slots >= rows and decoder.capacity >= length
+        else:
+            fits = decoder is not None and decoder.slots == rows and decoder.capacity >= length
+        if not fits:
+            self.release()
+            self._decoder = decoder = None  # its buffers go before new ones are made
+            self._decoder = decoder = SlotDecoder(model, rows, length)
+            new = turns
+        free = [slot for slot in range(decoder.slots) if slot not in self._slot_of.values()]
+        for slot, turn in zip(free, new, strict=False):
+            first = torch.tensor([turn.next_token], device=model.device)
+            decoder.fill([slot], turn.keys, first, turn.memory, write=turn.writes_tokens)
+            self._slot_of[turn] = slot
