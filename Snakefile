@@ -3,6 +3,8 @@
 #
 #   snakemake                                          the quickstart, on this machine's cores
 #   snakemake --configfile configs/single_gpu.yaml     another configuration
+#   snakemake --configfile A.yaml B.yaml               a configuration with another laid over it
+#   snakemake --resources gpus=4                       on no more than four GPUs, whatever share of one a job takes
 #   snakemake -n --configfile configs/paper.yaml       what would be done
 #   snakemake --forcerun evaluate                      one stage again, and what hangs on it
 from snakemake.utils import min_version

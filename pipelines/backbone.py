@@ -29,7 +29,8 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from pipelines.backbone_sources import fetch
-from pipelines.config import Backbone, load_config
+from pipelines.config import load_config
+from pipelines.config_backbones import Backbone
 from pipelines.errors import StageError, room_to_write, run_stage
 from pipelines.layout import Layout
 from pipelines.provenance import provenance
@@ -47,7 +48,7 @@ def prepare_backbone(name: str, spec: Backbone, folder: Path) -> dict[str, Any]:
     isn't what the spec says, or isn't a causal language model with a chat template.
     """
     if _is_complete(folder, spec):
-        return _read_record(folder)
+        return read_record(folder)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -63,7 +64,7 @@ def prepare_backbone(name: str, spec: Backbone, folder: Path) -> dict[str, Any]:
 
 def _is_complete(folder: Path, spec: Backbone) -> bool:
     try:
-        record = _read_record(folder)
+        record = read_record(folder)
         return record["source"] == spec.model_dump(mode="json") and record["digest"] == content_digest(folder)
     except (StageError, ValueError, KeyError):  # a damaged folder is made anew
         return False
@@ -71,7 +72,7 @@ def _is_complete(folder: Path, spec: Backbone) -> bool:
 
 def _fill(folder: Path, name: str, spec: Backbone) -> dict[str, Any]:
     revision = fetch(spec, folder)
-    _check_tokenizer(folder, spec.source)
+    load_tokenizer(folder)
     record = {
         "name": name,
         "source": spec.model_dump(mode="json"),
@@ -96,7 +97,7 @@ def load_backbone(
     incomplete or damaged, when there is no such device, or when the weights don't fit on it.
     """
     folder, device = Path(folder), torch.device(device or "cpu")
-    spec = _read_record(folder)["source"]
+    spec = read_record(folder)["source"]
     dtype = dtype or spec["dtype"]
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     _check_room(folder, dtype, device)
@@ -116,15 +117,33 @@ def load_backbone(
         )
     except (OSError, SafetensorError) as error:
         raise StageError(_damaged(folder, error)) from error
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.to(device).eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a backbone folder; it has a chat template, and always a padding token.
+
+    Raises StageError if there is none that can be loaded, or it has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise StageError(
+            f"{folder}: no tokenizer can be loaded; run the backbone stage first, with a source that has one ({error})"
+        ) from error
+    if not tokenizer.chat_template:
+        raise StageError(
+            f"{folder}: the tokenizer has no chat template, so messages can't be put to this backbone; choose a chat "
+            "model as backbone"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).eval(), tokenizer
+    return tokenizer
 
 
 def backbone_digest(folder: str | Path) -> str:
     """The digest (sha256 hex) that `folder` got when it was prepared."""
-    return _read_record(Path(folder))["digest"]
+    return read_record(Path(folder))["digest"]
 
 
 def content_digest(folder: Path) -> str:
@@ -148,7 +167,8 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `prepare_backbone` recorded of a backbone folder. Raises StageError if it isn't complete."""
     try:
         return json.loads((folder / RECORD).read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -160,20 +180,6 @@ def _damaged(folder: Path, error: Exception) -> str:
         f"{folder} is not a complete backbone folder ({error}). Remove it and run "
         f"`python -m pipelines.backbone --config CONFIG --backbone {folder.name}` again."
     )
-
-
-def _check_tokenizer(folder: Path, source: str) -> None:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"The backbone (source {source}) has no tokenizer that can be read: {error}"
-        ) from error
-    if not tokenizer.chat_template:
-        raise StageError(
-            f"The tokenizer of the backbone (source {source}) has no chat template, so messages can't be put "
-            "to it. Use an instruction-tuned model."
-        )
 
 
 def _check_room(folder: Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -195,9 +201,7 @@ def _check_room(folder: Path, dtype: torch.dtype, device: torch.device) -> None:
 def _parameter_count(folder: Path) -> int:
     count = 0
     for path in folder.glob("*.safetensors"):
-        with path.open(
-            "rb"
-        ) as file:  # a header of JSON after its length; nothing is mapped or read beyond it
+        with path.open("rb") as file:  # a header of JSON after its length; nothing is mapped or read beyond it
             length = int.from_bytes(file.read(8), "little")
             try:
                 header = json.loads(file.read(min(length, path.stat().st_size)))

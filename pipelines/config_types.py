@@ -29,9 +29,18 @@ def unique(values: list[Any]) -> list[Any]:
     return values
 
 
+def _gpu_share(value: float) -> float:
+    parts = round(1 / value) if value > 0 else 0
+    if value >= 1 and value == int(value) or 2 <= parts <= 16 and abs(parts * value - 1) <= 0.011:
+        return value
+    raise ValueError(f"expected whole GPUs or an even share of one (0.5, 0.33, 0.25, … down to 1/16), got {value:g}")
+
+
 Number = Annotated[float, BeforeValidator(_number), AfterValidator(_finite)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
+GpuShare = Annotated[Number, AfterValidator(_gpu_share)]
+"""A whole number of GPUs, or 1/k of one: k jobs then share it."""
 
 
 class Section(BaseModel):

@@ -17,6 +17,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import torch
 import typer
 from rich.console import Console
 
@@ -36,6 +37,11 @@ from pipelines.provenance import provenance
 
 CONDITIONS_WITHOUT_MEMORY = ("none", "full")
 """The conditions of a model that has no memory."""
+
+CACHE_BYTES = 2 * 2**30
+"""Of keys and values in one batch of questions on a CPU."""
+CACHE_SHARE = 1 / 6
+"""The same on a GPU, as a share of the memory that the job may take."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
@@ -150,17 +156,19 @@ def _answer_benchmark(cell: Cell) -> tuple[RecordLog, Answers]:
     if strategy is not None and not strategy.trained:
         conditions = ["full"]
         with reader.cost(strategy.kind) as cost:
-            transform = context_transform(
-                strategy, Summaries(reader, encoder, how.batch_size), str(reader.device)
-            )
+            transform = context_transform(strategy, Summaries(reader, encoder, how.batch_size), str(reader.device))
             contexts = [short for context in contexts for short in transform(context)]
         costs.append(cost)
     digests["contexts"] = _contexts_digest(contexts)
     settings = {"dtype": str(model.dtype), "window": encoder.window, "max_new_tokens": how.max_new_tokens}
     log = cell.log(settings, digests)
-    for cost in costs:
-        log.add([], cost)
-    Engine(benchmark, contexts, reader, encoder, log, how.batch_size, how.max_new_tokens, console).run(
+    if not log.costs:  # an earlier run has logged what the transform cost it
+        for cost in costs:
+            log.add([], cost)
+    cache_bytes = CACHE_BYTES
+    if reader.device.type == "cuda":
+        cache_bytes = int(torch.cuda.mem_get_info(reader.device)[1] * min(1.0, how.gpus) * CACHE_SHARE)
+    Engine(benchmark, contexts, reader, encoder, log, how.batch_size, how.max_new_tokens, cache_bytes, console).run(
         conditions
     )
     return log, Answers(log.records, benchmark.metrics, {})
@@ -185,8 +193,7 @@ def first_questions(contexts: Sequence[Context], limit: int) -> list[Context]:
     rounds = chain.from_iterable(zip_longest(*(context.questions for context in contexts)))
     chosen = {question.question_id for question in [q for q in rounds if q is not None][:limit]}
     fewer = [
-        replace(context, questions=[q for q in context.questions if q.question_id in chosen])
-        for context in contexts
+        replace(context, questions=[q for q in context.questions if q.question_id in chosen]) for context in contexts
     ]
     return [context for context in fewer if context.questions]
 

@@ -1,8 +1,9 @@
-"""Gives jobs that run side by side on one machine GPUs of their own.
+"""Gives jobs that run side by side on one machine GPUs, or shares of GPUs, of their own.
 
 Snakemake counts GPUs but doesn't say which ones a job may use. ``python -m pipelines.gpu_slots N COMMAND...``
-waits for N free GPUs, runs the command with CUDA_VISIBLE_DEVICES set to them, and ends with its exit code. A
-GPU is held by a file lock, which the system takes back from a job that dies.
+waits for N thousandths of GPUs, runs the command with CUDA_VISIBLE_DEVICES set to them, and ends with its exit
+code. Less than 1000 is a share of one GPU. What a job holds is a locked file, which the system unlocks when the
+job dies.
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 POLL_SECONDS = 0.5
+WHOLE = 1000
+"""A GPU in the unit that jobs are counted in: Snakemake's resources are whole numbers."""
+
+
+def thousandths(gpus: float) -> int:
+    """Whole GPUs, or 1/k of one, as a number of which k make no more than a GPU and k + 1 more."""
+    return WHOLE * int(gpus) if gpus >= 1 else WHOLE // round(1 / gpus)
 
 
 def visible_gpus() -> list[str]:
@@ -35,37 +44,46 @@ def visible_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def claim(count: int, folder: Path | None = None) -> Iterator[list[str]]:
-    """Holds ``count`` GPUs, waiting until so many are free. At most as many as there are can be held."""
+def claim(wanted: int, folder: Path | None = None) -> Iterator[list[str]]:
+    """Holds ``wanted`` thousandths of GPUs, waiting until they are free; at most as many as there are.
+
+    A share goes to the fullest GPU that has room for it, so that whole ones stay free.
+    """
     folder = folder or Path(tempfile.gettempdir()) / f"deltamem-gpu-slots-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
     gpus = visible_gpus()
-    wanted = min(count, len(gpus))
-    while True:
-        with contextlib.ExitStack() as held:
-            mine: list[str] = []
-            for gpu in gpus:
-                if len(mine) < wanted and _try_lock(held, folder / gpu):
-                    mine.append(gpu)
-            if len(mine) == wanted:
-                yield mine
-                return
-        time.sleep(POLL_SECONDS)
+    count, share = min(max(1, wanted // WHOLE), len(gpus)), min(wanted, WHOLE)
+    with contextlib.ExitStack() as held:
+        while True:
+            with FileLock(folder / "claiming.lock"):
+                taken = {gpu: _taken(folder, gpu) for gpu in gpus}
+                room = [gpu for gpu in gpus if taken[gpu] + share <= WHOLE]
+                if len(room) >= count:
+                    mine = sorted(room, key=lambda gpu: -taken[gpu])[:count]
+                    for gpu in mine:
+                        held.enter_context(FileLock(folder / f"{gpu}.{share}.{uuid.uuid4().hex}.held"))
+                    break
+            time.sleep(POLL_SECONDS)
+        yield mine
 
 
-def _try_lock(held: contextlib.ExitStack, path: Path) -> bool:
-    try:
-        held.enter_context(FileLock(f"{path}.lock", timeout=0))
-    except Timeout:
-        return False
-    return True
+def _taken(folder: Path, gpu: str) -> int:
+    """Thousandths of a GPU that living jobs hold; the files of dead ones are removed."""
+    total = 0
+    for path in folder.glob(f"{gpu}.*.held"):
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink()
+        except Timeout:
+            total += int(path.name.split(".")[-3])
+    return total
 
 
 def main(arguments: list[str]) -> int:
-    count, command = int(arguments[0]), arguments[1:]
-    if count == 0:
+    wanted, command = int(arguments[0]), arguments[1:]
+    if wanted == 0:
         os.execvp(command[0], command)
-    with claim(count) as gpus:
+    with claim(wanted) as gpus:
         return subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}).returncode
 
 

@@ -106,9 +106,7 @@ class DeltaMemLM(TemplateLM):
         """From the keys of ``--model_args`` and the harness's own options."""
         options = {key: value for key, value in (additional_config or {}).items() if value is not None}
         if not str(options.get("batch_size", 1)).isdigit():
-            raise DeltaMemError(
-                f"batch_size {options['batch_size']!r}: give the number of requests in a pass"
-            )
+            raise DeltaMemError(f"batch_size {options['batch_size']!r}: give the number of requests in a pass")
         if "device" in options:
             arg_dict = {"device": options["device"], **arg_dict}
         return cls(*load(**arg_dict), batch_size=int(options.get("batch_size", 1)))
@@ -158,9 +156,7 @@ class DeltaMemLM(TemplateLM):
                 segments = encoded.segment_ids
         keep = self.max_length - room
         if keep < 1:
-            raise DeltaMemError(
-                f"an answer of {room} tokens leaves no room for a prompt in {self.max_length}"
-            )
+            raise DeltaMemError(f"an answer of {room} tokens leaves no room for a prompt in {self.max_length}")
         if len(ids) > keep and text is not None:
             self.shortened.add(text)
         return EncodedMessages(ids[-keep:], segments[-keep:])
@@ -208,8 +204,7 @@ class DeltaMemLM(TemplateLM):
             options = dict(normalize_gen_kwargs(options, DEFAULT_NEW_TOKENS))
             if options.get("do_sample"):
                 raise DeltaMemError(
-                    "this task samples its answers, and this model answers greedily; add "
-                    "--gen_kwargs do_sample=False"
+                    "this task samples its answers, and this model answers greedily; add --gen_kwargs do_sample=False"
                 )
             limits.append(options["max_gen_toks"])
             stops.append(options["until"])
@@ -219,14 +214,9 @@ class DeltaMemLM(TemplateLM):
             rows, last = self._read([prompts[i] for i in batch])
             generated = self.reader.generate(rows, last, [limits[i] for i in batch], write=True)
             texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
-            return [
-                postprocess_generated_text(text, stops[i], None) for i, text in zip(batch, texts, strict=True)
-            ]
+            return [postprocess_generated_text(text, stops[i], None) for i, text in zip(batch, texts, strict=True)]
 
-        asked = [
-            [request.args[0], limit, stop]
-            for request, limit, stop in zip(requests, limits, stops, strict=True)
-        ]
+        asked = [[request.args[0], limit, stop] for request, limit, stop in zip(requests, limits, stops, strict=True)]
         return self._batched("generate_until", asked, [len(prompt.input_ids) for prompt in prompts], answer)
 
     def _read(self, prompts: Sequence[EncodedMessages]) -> tuple[Rows, list[int]]:
@@ -258,10 +248,7 @@ class DeltaMemLM(TemplateLM):
                 known |= new
                 if self.log:
                     self.log.add(
-                        [
-                            {"question_id": key, "condition": kind, "answer": given}
-                            for key, given in new.items()
-                        ],
+                        [{"question_id": key, "condition": kind, "answer": given} for key, given in new.items()],
                         cost,
                     )
                 meter.advance(len(batch))

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pipelines.config import FROZEN, Config
 
 _HOW_PREPROCESS = {"processes"}
-_HOW_TRAIN = {"max_failures", "checkpoint_every", "cpus_per_worker", "ray_address"}
+_HOW_TRAIN = {"max_failures", "checkpoint_every", "cpus_per_worker", "gpus_per_worker", "ray_address"}
 _HOW_EVALUATE = {"gpus"}
 _DATA_OF_SOURCE = {
     "generated": {"generated"},

@@ -24,9 +24,10 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipelines import parts
+from pipelines.backbone import load_tokenizer
 from pipelines.config import Config, Data, load_config
 from pipelines.errors import StageError, run_stage
 from pipelines.layout import Layout
@@ -49,9 +50,7 @@ console = Console(stderr=True)
 @app.command()
 def main(
     config: Annotated[Path, typer.Option(help="configuration, YAML or resolved JSON")],
-    backbone: Annotated[
-        str, typer.Option(help="name of the backbone whose tokenizer and chat template to use")
-    ],
+    backbone: Annotated[str, typer.Option(help="name of the backbone whose tokenizer and chat template to use")],
 ) -> None:
     """Turns the papers of the data section into episodes for one backbone."""
     preprocess(load_config(config), backbone)
@@ -80,9 +79,7 @@ def preprocess(config: Config, backbone: str) -> None:
         _summarise(folder, manifest)
 
 
-def write_split(
-    corpus: Corpus, data: Data, split: Split, tokenizer_folder: Path, folder: Path
-) -> dict[str, Any]:
+def write_split(corpus: Corpus, data: Data, split: Split, tokenizer_folder: Path, folder: Path) -> dict[str, Any]:
     """Writes the shards of one split into a folder and returns what the manifest says of them.
 
     Raises StageError if not one episode is left.
@@ -94,9 +91,7 @@ def write_split(
         shown = track(encoded, split, len(papers), console=console, disable=not console.is_terminal)
         shards = write_shards(tally.count(shown, limit), folder, data.shard_megabytes * 10**6)
     found = sum(len(paper.questions) for paper in papers)
-    dropped = {
-        reason: {"count": len(ids), "question_ids": ids} for reason, ids in sorted(tally.dropped.items())
-    }
+    dropped = {reason: {"count": len(ids), "question_ids": ids} for reason, ids in sorted(tally.dropped.items())}
     if not tally.episodes:
         reasons = "; ".join(f"{reason}: {entry['count']}" for reason, entry in dropped.items())
         raise StageError(
@@ -132,9 +127,7 @@ class Tally:
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     truncated: list[str] = field(default_factory=list)
     answer_types: Counter[str] = field(default_factory=Counter)
-    lengths: dict[str, list[int]] = field(
-        default_factory=lambda: {"written": [], "question": [], "answer": []}
-    )
+    lengths: dict[str, list[int]] = field(default_factory=lambda: {"written": [], "question": [], "answer": []})
 
     def count(self, papers: Iterable[PaperEpisodes], limit: int | None) -> Iterator[dict[str, Any]]:
         """Passes the rows on, at most ``limit`` of them, the first in file order."""
@@ -146,9 +139,7 @@ class Tally:
             for row in paper.rows:
                 self.episodes += 1
                 self.answer_types[row["answer_type"]] += 1
-                for name, column in zip(
-                    self.lengths, ("context_ids", "question_ids", "answer_ids"), strict=True
-                ):
+                for name, column in zip(self.lengths, ("context_ids", "question_ids", "answer_ids"), strict=True):
                     self.lengths[name].append(len(row[column]))
                 yield row
                 if self.episodes == limit:
@@ -168,8 +159,7 @@ def encode_papers(papers: list[Paper], data: Data, tokenizer_folder: Path) -> It
         yield from pool.map(_encode, papers, chunksize=8)
     except BrokenProcessPool:
         raise StageError(
-            f"one of {processes} tokenising processes was killed, probably for want of memory; lower "
-            "data.processes"
+            f"one of {processes} tokenising processes was killed, probably for want of memory; lower data.processes"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -189,19 +179,6 @@ def _start_worker(*settings: Any) -> None:
 
 def _encode(paper: Paper) -> PaperEpisodes:
     return _encoder.encode(paper)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a prepared backbone. Raises StageError if there is none or it has no chat template."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"{folder}: no tokenizer can be loaded; run the backbone stage first ({error})"
-        ) from error
-    if tokenizer.chat_template is None:
-        raise StageError(f"{folder}: the tokenizer has no chat template; choose a chat model as backbone")
-    return tokenizer
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -250,9 +227,7 @@ def _summarise(folder: Path, manifest: dict[str, Any]) -> None:
         highlight=False,
     )
     if shared := manifest.get("papers_also_in_train"):
-        console.print(
-            f"warning: {len(shared)} papers are used for training and for evaluation", style="yellow"
-        )
+        console.print(f"warning: {len(shared)} papers are used for training and for evaluation", style="yellow")
 
 
 if __name__ == "__main__":

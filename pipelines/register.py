@@ -3,11 +3,13 @@
     python -m pipelines.register cell --config C --backbone B --strategy S --seed K
     python -m pipelines.register champion --config C --backbone B
 
-Every cell has one run (parameters, final metrics, the curve as metric history, tags, adapter and evaluations
-as artefacts) and one version of the registered model ``deltamem-<backbone>-<strategy>``; the alias
-``champion`` of that model is its best seed. The model ``deltamem-<backbone>`` holds the backbone's best
-adapter over all strategies, under the alias ``champion`` too. Best is by ``register.champion_metric``. An
-adapter that is registered already gets no second version; new evaluations of it are added to its run.
+Every trained cell, δ-mem or LoRA, has one run (parameters, final metrics, the curve as metric history, tags,
+adapter and evaluations as artefacts) and one version of the registered model
+``deltamem-<backbone>-<strategy>``; the alias ``champion`` of that model is its best seed. The model
+``deltamem-<backbone>`` holds the backbone's best adapter over all strategies, under the alias ``champion`` too.
+Best is by ``register.champion_metric``; a cell whose evaluations don't have it (a LoRA has no memory effect)
+can't be champion, and its record says so. An adapter that is registered already gets no second version; new
+evaluations of it are added to its run.
 """
 
 from __future__ import annotations
@@ -15,10 +17,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,23 +28,29 @@ from mlflow.entities import Metric, Param
 from rich.console import Console
 
 from pipelines import parts
+from pipelines.champions import best_of, champion_score, final_metrics
 from pipelines.config import Config, config_hash, load_config
 from pipelines.errors import StageError, run_stage
 from pipelines.layout import Layout
 from pipelines.model_store import experiment_id, open_store, tracking_uri
-from pipelines.pyfunc import write_model_folder
+from pipelines.pyfunc import ADAPTER_FILES, write_model_folder
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
 CHAMPION = "champion"
+_DESCRIPTIONS = {
+    "delta": None,
+    "lora": "A LoRA adapter's files as PEFT writes them, without a pyfunc loader: download them and use "
+    "peft.PeftModel.from_pretrained(backbone, FOLDER).",
+}
 _BATCH = {"metrics": 1000, "params": 100}
 
 
 def register_cell(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, Any]:
-    """Registers one cell and writes its record: {name, version, run_id, source, adapter_digest, score}.
+    """Registers one cell and writes its record: {name, version, run_id, source, description, …}.
 
-    Raises StageError when the cell isn't trained and evaluated, lacks the champion metric, or the store can't
-    be used.
+    Among the rest are what :func:`champion_score` gives. Raises StageError when the cell isn't trained and
+    evaluated, or the store can't be used.
     """
     layout, cell = Layout(config), (backbone, strategy, seed)
     folder = layout.adapter(*cell)
@@ -54,7 +60,8 @@ def register_cell(config: Config, backbone: str, strategy: str, seed: int) -> di
     record = {
         "name": f"deltamem-{backbone}-{strategy}",
         "adapter_digest": adapter_digest(folder),
-        "score": champion_score(config, evaluations),
+        "description": _DESCRIPTIONS[config.strategies[strategy].kind],
+        **champion_score(config, evaluations),
     }
     tags = _tags(config, cell, training, record["adapter_digest"])
     with open_store(config) as client:
@@ -72,20 +79,26 @@ def register_cell(config: Config, backbone: str, strategy: str, seed: int) -> di
         record["version"] = _version(client, record["name"], record, tags)
         siblings = [_read(path, "register") for path in _registrations(config, backbone, strategy)]
         others = [sibling for sibling in siblings if sibling["version"] != record["version"]]
-        best = _best(config, [*others, record])
-        client.set_registered_model_alias(best["name"], CHAMPION, best["version"])
+        if best := best_of(config, [*others, record]):
+            client.set_registered_model_alias(best["name"], CHAMPION, best["version"])
     _write(layout.registration(*cell), record)
     return record
 
 
 def choose_champion(config: Config, backbone: str) -> dict[str, Any]:
-    """Makes the best registered cell of a backbone the champion of ``deltamem-<backbone>``."""
+    """Makes the best registered cell of a backbone the champion of ``deltamem-<backbone>``.
+
+    Raises StageError when not one cell has the champion metric.
+    """
     layout = Layout(config)
     records = [
         {**_read(layout.registration(*cell), "register"), "strategy": cell[1], "seed": cell[2]}
         for cell in parts.cells(config, backbone)
     ]
-    best = _best(config, records)
+    best = best_of(config, records)
+    if best is None:
+        reasons = "; ".join(f"{r['strategy']}, seed {r['seed']}: {r['no_champion']}" for r in records)
+        raise StageError(f"register.champion_metric: no adapter of {backbone} can be champion ({reasons})")
     name = f"deltamem-{backbone}"
     with open_store(config) as client:
         tags = client.get_model_version(best["name"], best["version"]).tags
@@ -96,34 +109,6 @@ def choose_champion(config: Config, backbone: str) -> dict[str, Any]:
     return champion
 
 
-def final_metrics(evaluations: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """{"benchmark/condition/metric" or "benchmark/effect": value}, with intervals under …/low and …/high."""
-    found = {
-        f"{name}{suffix}": estimate[key]
-        for name, estimate in _estimates(evaluations)
-        for suffix, key in (("", "value"), ("/low", "low"), ("/high", "high"))
-    }
-    return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def champion_score(config: Config, evaluations: dict[str, dict[str, Any]]) -> float | None:
-    """The value that champions are chosen by, None where it is undefined. Raises StageError if unknown."""
-    metric, estimates = config.registry.champion_metric, dict(_estimates(evaluations))
-    if metric not in estimates:
-        known = ", ".join(sorted(estimates))
-        raise StageError(f"register.champion_metric: the evaluations have no {metric!r}; they have {known}")
-    return estimates[metric]["value"]
-
-
-def _estimates(evaluations: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for benchmark, result in evaluations.items():
-        for condition, metrics in result["conditions"].items():
-            for metric, estimate in metrics.items():
-                yield f"{benchmark}/{condition}/{metric}", estimate
-        for effect, estimate in result["effects"].items():
-            yield f"{benchmark}/{effect}", estimate
-
-
 def adapter_digest(folder: Path) -> str:
     """sha256 (hex) over the adapter's configuration and weights."""
     digest = hashlib.sha256()
@@ -132,14 +117,7 @@ def adapter_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _best(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
-    sign = 1 if config.registry.higher_is_better else -1
-    return max(records, key=lambda r: -math.inf if r["score"] is None else sign * r["score"])
-
-
-def _tags(
-    config: Config, cell: tuple[str, str, int], training: dict[str, Any], digest: str
-) -> dict[str, str]:
+def _tags(config: Config, cell: tuple[str, str, int], training: dict[str, Any], digest: str) -> dict[str, str]:
     layout, (backbone, strategy, seed) = Layout(config), cell
     frozen = _read(layout.backbone_record(backbone), "backbone")
     episodes = _read(layout.data_manifest(backbone, "train"), "preprocess")
@@ -161,33 +139,24 @@ def _tags(
 
 def _find_run(client: MlflowClient, experiment: str, tags: dict[str, str]) -> str | None:
     """The finished run of this cell with this adapter; one that broke off is deleted and made anew."""
-    wanted = " and ".join(
-        f"tags.{name} = '{tags[name]}'" for name in ("config", "backbone", "strategy", "seed")
-    )
-    for run in client.search_runs(
-        [experiment], f"{wanted} and tags.adapter_digest = '{tags['adapter_digest']}'"
-    ):
+    wanted = " and ".join(f"tags.{name} = '{tags[name]}'" for name in ("config", "backbone", "strategy", "seed"))
+    for run in client.search_runs([experiment], f"{wanted} and tags.adapter_digest = '{tags['adapter_digest']}'"):
         if run.info.status == "FINISHED":
             return run.info.run_id
         client.delete_run(run.info.run_id)
     return None
 
 
-def _new_run(
-    client: MlflowClient, config: Config, cell: tuple, training: dict[str, Any], tags: dict[str, str]
-) -> str:
+def _new_run(client: MlflowClient, config: Config, cell: tuple, training: dict[str, Any], tags: dict[str, str]) -> str:
     layout, (backbone, strategy, seed) = Layout(config), cell
     name = f"{backbone}-{strategy}-seed{seed}"
     run_id = client.create_run(experiment_id(client, config), run_name=name, tags=tags).info.run_id
     part = parts.train(config, *cell)
-    settings = {
-        "seed": seed,
-        **part["train"],
-        **{f"adapter.{k}": v for k, v in part["strategy"]["adapter"].items()},
-    }
+    adapter = dict(part["strategy"])
+    adapter |= adapter.pop("adapter", {})  # δ-mem's fields stand in a mapping of their own
+    settings = {"seed": seed, **part["train"], **{f"adapter.{k}": v for k, v in adapter.items()}}
     params = [
-        Param(key, json.dumps(value) if isinstance(value, dict) else str(value))
-        for key, value in settings.items()
+        Param(key, json.dumps(value) if isinstance(value, dict) else str(value)) for key, value in settings.items()
     ]
     for start in range(0, len(params), _BATCH["params"]):
         client.log_batch(run_id, params=params[start : start + _BATCH["params"]])
@@ -199,10 +168,14 @@ def _new_run(
     _log_curve(client, run_id, layout.curve(*cell))
     client.log_artifact(run_id, str(layout.training_record(*cell)), "training")
     client.log_artifact(run_id, str(layout.curve(*cell)), "training")
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        write_model_folder(layout.adapter(*cell), layout.backbone(backbone), tags["backbone_digest"], model)
-        client.log_artifacts(run_id, str(model), "model")
+    if part["strategy"]["kind"] == "delta":
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            write_model_folder(layout.adapter(*cell), layout.backbone(backbone), tags["backbone_digest"], model)
+            client.log_artifacts(run_id, str(model), "model")
+    else:
+        for name in ADAPTER_FILES:
+            client.log_artifact(run_id, str(layout.adapter(*cell) / name), "model")
     client.set_terminated(run_id)
     return run_id
 
@@ -236,7 +209,9 @@ def _version(client: MlflowClient, name: str, record: dict[str, Any], tags: dict
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == record["run_id"]:
             return str(version.version)
-    made = client.create_model_version(name, source=record["source"], run_id=record["run_id"], tags=tags)
+    made = client.create_model_version(
+        name, source=record["source"], run_id=record["run_id"], tags=tags, description=record["description"]
+    )
     return str(made.version)
 
 
@@ -249,9 +224,7 @@ def _read(path: Path, stage: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise StageError(
-            f"{path}: can't be read ({error}). Run `python -m pipelines.{stage}` for it first."
-        ) from None
+        raise StageError(f"{path}: can't be read ({error}). Run `python -m pipelines.{stage}` for it first.") from None
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -274,6 +247,8 @@ def cell(
     settings = load_config(config)
     record = register_cell(settings, backbone, strategy, seed)
     console.print(f"{record['name']} version {record['version']} in {tracking_uri(settings)}", soft_wrap=True)
+    if record["no_champion"]:
+        console.print(f"it can't be champion: {record['no_champion']}", soft_wrap=True)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines import parts
-from pipelines.config import FROZEN, Config
+from pipelines.config import Config
 from pipelines.layout import Layout
 
 
@@ -27,9 +27,7 @@ class Job:
     def reason(self) -> str:
         """The last telling line of the job's log."""
         try:
-            lines = [
-                line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()
-            ]
+            lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         except OSError:
             return "no log"
         told = [line for line in lines if line.startswith("error:")]
@@ -59,7 +57,7 @@ def jobs(config: Config) -> list[Job]:
         outputs = [layout.adapter_weights(*cell), layout.training_record(*cell)]
         add("train", _words(cell), outputs, [("preprocess", cell[0])])
     for *cell, benchmark in parts.evaluations(config):
-        trained = ("preprocess", cell[0]) if cell[1] == FROZEN else ("train", *_words(cell))
+        trained = ("train", *_words(cell)) if parts.needs_adapter(config, cell[1]) else ("preprocess", cell[0])
         outputs = [layout.evaluation(*cell, benchmark), layout.records(*cell, benchmark)]
         add("evaluate", (*_words(cell), benchmark), outputs, [trained])
     for cell in parts.cells(config):

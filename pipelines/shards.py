@@ -61,9 +61,7 @@ def write_shards(rows: Iterable[dict[str, Any]], folder: Path, shard_bytes: int)
                 count += batch.num_rows
                 size += batch.nbytes
                 batch = next(batches, None) if size < shard_bytes else None
-        shards.append(
-            {"file": path.name, "rows": count, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        )
+        shards.append({"file": path.name, "rows": count, "bytes": path.stat().st_size, "sha256": _sha256(path)})
     return shards
 
 
@@ -75,9 +73,7 @@ def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest; ``manifest["shards"]`` is what ``write_shards`` returned."""
-    (folder / MANIFEST).write_text(
-        json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -87,9 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         manifest["shards"]
     except FileNotFoundError:
-        raise StageError(
-            f"{folder}: no episodes here ({MANIFEST} is missing); run the preprocess stage"
-        ) from None
+        raise StageError(f"{folder}: no episodes here ({MANIFEST} is missing); run the preprocess stage") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StageError(f"{path}: damaged ({error!r}); {_remedy(folder)}") from None
     return manifest

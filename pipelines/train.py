@@ -15,7 +15,7 @@ import socket
 import tempfile
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,16 +41,16 @@ from rich.progress import (  # noqa: E402
     TimeRemainingColumn,
 )
 
-from deltamem import DeltaMemConfig, adapter_files  # noqa: E402
 from pipelines import parts  # noqa: E402
 from pipelines.backbone import backbone_digest  # noqa: E402
 from pipelines.config import Cell, Config, config_hash, load_config  # noqa: E402
 from pipelines.errors import StageError, room_to_write, run_stage  # noqa: E402
 from pipelines.layout import Layout  # noqa: E402
 from pipelines.provenance import provenance  # noqa: E402
-from pipelines.shards import open_episodes, read_manifest  # noqa: E402
+from pipelines.shards import read_manifest  # noqa: E402
 from pipelines.training.batches import Schedule  # noqa: E402
 from pipelines.training.engine import STATE_FILE, master_weights  # noqa: E402
+from pipelines.training.recipes import Recipe, recipe_of  # noqa: E402
 from pipelines.training.worker import WorkerTask, train_worker  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -75,19 +75,21 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
     """
     cell, layout = config.cell(backbone, strategy, seed), Layout(config)
     train = cell.train
-    if cell.strategy.kind != "delta":
-        raise StageError(
-            f"strategies.{strategy}: this stage trains δ-mem adapters. The model, loss and files of kind "
-            f"{cell.strategy.kind!r} are in pipelines/baselines/, but their training isn't part of the workflow yet."
+    recipe = recipe_of(config, cell)
+    episodes, notes = recipe.episodes()
+    schedule = Schedule(episodes, train, seed, train.num_workers)
+    if too_long := notes.get("prompts_beyond_the_window", {}).get("count"):
+        Console(stderr=True).print(
+            f"{strategy}: the prompts of {too_long} episodes are longer than the backbone's window "
+            f"(data.overlong: {config.data.overlong})"
         )
-    schedule = Schedule(open_episodes(layout.data(backbone, "train")), train, seed, train.num_workers)
     inputs = {
         "config": config_hash(parts.train(config, backbone, strategy, seed)),
         "data": config_hash(read_manifest(layout.data(backbone, "train"))["shards"]),
         "backbone": backbone_digest(layout.backbone(backbone)),
     }
     state = layout.train_state(backbone, strategy, seed).resolve()
-    run_folder = state / f"run-{config_hash(inputs)[:12]}"
+    run_folder = state / f"run-{config_hash({**inputs, **notes})[:12]}"
     _drop_other_runs(state, run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "config.json").write_text(config.to_json(), encoding="utf-8")
@@ -106,10 +108,10 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
         record |= {
             "backbone": backbone, "strategy": strategy, "seed": seed, "inputs": inputs, "workers": train.num_workers,
             "wall_seconds": time.perf_counter() - began,
-            "provenance": provenance(parts.train(config, backbone, strategy, seed)),
+            "provenance": provenance(parts.train(config, backbone, strategy, seed)), **notes,
         }  # fmt: skip
         folder = layout.adapter(backbone, strategy, seed)
-        _write_adapter(folder, checkpoint, run_folder, cell, layout, record)
+        _write_adapter(folder, checkpoint, run_folder, recipe, record)
     shutil.rmtree(state)
     return folder
 
@@ -125,7 +127,10 @@ def _run(task: WorkerTask, cell: Cell, run_folder: Path, steps: int) -> Path:
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if train.use_gpu else {})},
+            resources_per_worker={
+                "CPU": train.cpus_per_worker,
+                **({"GPU": train.gpus_per_worker} if train.use_gpu else {}),
+            },  # fmt: skip
         ),
         run_config=RunConfig(
             name="ray",
@@ -166,14 +171,14 @@ def _start_ray(cell: Cell) -> None:
         )
     have = ray.cluster_resources()
     for kind, wanted in (
-        ("GPU", train.num_workers if train.use_gpu else 0),
+        ("GPU", train.num_workers * train.gpus_per_worker if train.use_gpu else 0),
         ("CPU", train.num_workers * train.cpus_per_worker),
     ):
         if have.get(kind, 0) < wanted:
             ray.shutdown()
             remedy = "set train.use_gpu: false or lower train.num_workers" if kind == "GPU" else "lower num_workers"
             raise StageError(
-                f"train: {wanted} {kind}s were asked for and Ray finds {have.get(kind, 0):g} on "
+                f"train: {wanted:g} {kind}s were asked for and Ray finds {have.get(kind, 0):g} on "
                 f"{train.ray_address or 'this machine'}; {remedy}"
             )
 
@@ -189,21 +194,11 @@ def _check_reachable(address: str) -> None:
         raise StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?") from error
 
 
-def _write_adapter(
-    folder: Path, checkpoint: Path, run_folder: Path, cell: Cell, layout: Layout, record: dict[str, Any]
-) -> None:
+def _write_adapter(folder: Path, checkpoint: Path, run_folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
     """The float32 master weights as an adapter folder; it appears whole or not at all."""
-    config = DeltaMemConfig.from_dict(cell.strategy.adapter)
-    source = json.loads(layout.backbone_record(cell.backbone_name).read_text(encoding="utf-8"))
-    config = replace(
-        config,
-        base_model_name_or_path=getattr(cell.backbone, "id", cell.backbone_name),
-        revision=source.get("revision"),
-    )
-    tensors = adapter_files.collect_tensors(master_weights(checkpoint), config)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    adapter_files.save_adapter(partial, config, tensors)
+    recipe.save(partial, master_weights(checkpoint))
     (partial / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.copy(run_folder / "curve.csv", partial / "curve.csv")
     shutil.rmtree(folder, ignore_errors=True)

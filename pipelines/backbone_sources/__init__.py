@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.backbone_sources import folders, gguf_package, random_weights
-from pipelines.config import Backbone
+from pipelines.config_backbones import Backbone
 
 _SOURCES = {
     "hub": folders.fetch_hub,

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pipelines.config import HubBackbone, LocalBackbone
+from pipelines.config_backbones import HubBackbone, LocalBackbone
 from pipelines.errors import StageError
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
@@ -51,26 +51,18 @@ def require_causal_lm(folder: Path, what: str) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise StageError(f"{what} has no configuration that transformers can read: {error}") from error
     classes = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    named = config.architectures or [
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
-    ]
+    named = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)]
     if not classes.intersection(named):
-        raise StageError(
-            f"{what} is a {named[0]}, not a causal language model. Choose a decoder such as Qwen3."
-        )
+        raise StageError(f"{what} is a {named[0]}, not a causal language model. Choose a decoder such as Qwen3.")
 
 
 def _download(spec: HubBackbone, patterns: list[str]) -> Path:
     try:
         return Path(
-            snapshot_download(
-                spec.id, revision=spec.revision, allow_patterns=patterns, ignore_patterns=["*/*"]
-            )
+            snapshot_download(spec.id, revision=spec.revision, allow_patterns=patterns, ignore_patterns=["*/*"])
         )
     except GatedRepoError as error:
-        raise StageError(
-            f"{spec.id} is gated: accept its terms on the Hub and log in with `hf auth login`."
-        ) from error
+        raise StageError(f"{spec.id} is gated: accept its terms on the Hub and log in with `hf auth login`.") from error
     except RevisionNotFoundError as error:
         raise StageError(f"{spec.id} has no revision {spec.revision!r} on the Hugging Face Hub.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -88,9 +80,7 @@ def _download(spec: HubBackbone, patterns: list[str]) -> Path:
 def _take_files(source: Path, folder: Path, what: str) -> None:
     weights = [path for pattern in _WEIGHTS for path in source.glob(pattern)]
     if not weights:
-        raise StageError(
-            f"{what} has no safetensors weights; other formats are not loaded. Convert it first."
-        )
+        raise StageError(f"{what} has no safetensors weights; other formats are not loaded. Convert it first.")
     for path in weights + [path for pattern in _SMALL_FILES for path in source.glob(pattern)]:
         _link_or_copy(path.resolve(), folder / path.name)
 

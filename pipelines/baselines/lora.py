@@ -15,7 +15,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -23,10 +22,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem.chat_format import encode_messages
+from deltamem.no_cache import NoCache
 from pipelines.baselines.settings import LoraStrategy
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, collate
-from pipelines.training.objective import answer_nll
+from pipelines.training.objective import answer_logits, answer_nll
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -59,7 +59,10 @@ def make_lora(base: PreTrainedModel, settings: LoraStrategy) -> PeftModel:
 
 def save_lora(model: PeftModel, folder: Path) -> None:
     """adapter_config.json and adapter_model.safetensors, as PEFT writes them."""
-    model.save_pretrained(folder, safe_serialization=True)
+    config = model.peft_config["default"]
+    config.target_modules = sorted(config.target_modules)  # a set; equal adapters are to have equal files
+    # embeddings aren't trained; to find that out PEFT would look for the backbone on the Hub
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 
 def load_lora(base: PreTrainedModel, folder: Path) -> PeftModel:
@@ -85,10 +88,11 @@ def trainable(model: PeftModel) -> dict[str, nn.Parameter]:
 
 
 def fill(model: PeftModel, tensors: dict[str, Tensor]) -> None:
-    """Sets the LoRA's weights to tensors named as :class:`PromptObjective` names its parameters."""
-    with torch.no_grad():
-        for name, parameter in trainable(model).items():
-            parameter.copy_(tensors[_flat(name)])
+    """Makes tensors, named as :class:`PromptObjective` names its parameters, the LoRA's weights.
+
+    They take the place of the model's own, which may be on the meta device.
+    """
+    model.load_state_dict({name: tensors[_flat(name)] for name in trainable(model)}, strict=False, assign=True)
 
 
 def size(model: PeftModel) -> int:
@@ -113,14 +117,7 @@ class PromptObjective(nn.Module):
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Mean over questions of the mean negative log-likelihood per answer token, in nats."""
         (model,) = self.model
-        out = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=(batch.attention_mask.cumsum(1) - 1).clamp_min(0),
-            logits_to_keep=batch.longest_answer + 1,
-            use_cache=False,
-        )
-        return answer_nll(out.logits, batch).mean()
+        return answer_nll(answer_logits(model, model.get_base_model(), batch, past_key_values=NoCache()), batch)
 
 
 def collate_prompts(

@@ -48,8 +48,6 @@ class MemoryBank:
     def _summaries(self, context: Context) -> list[str]:
         if not self.settings.summary_tokens or not context.history:
             return []
-        written = self.summarise(
-            [message["content"] for message in context.history], self.settings.summary_tokens
-        )
+        written = self.summarise([message["content"] for message in context.history], self.settings.summary_tokens)
         lines = [f"{number}. {text.strip()}" for number, text in enumerate(written, start=1)]
         return ["Summary of what happened, in order:\n" + "\n".join(lines)]

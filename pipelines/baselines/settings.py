@@ -53,9 +53,7 @@ class LoraStrategy(Section):
     trained: ClassVar[bool] = True
 
     kind: Literal["lora"]
-    context: bool = Field(
-        description="whether the prompt has the context (Context2LoRA) or the question alone"
-    )
+    context: bool = Field(description="whether the prompt has the context (Context2LoRA) or the question alone")
     rank: Count = 8
     alpha: Count = 16
     target_modules: Annotated[list[str], Field(min_length=1), AfterValidator(unique)] = [
@@ -64,6 +62,4 @@ class LoraStrategy(Section):
         "v_proj",
         "o_proj",
     ]
-    train: dict[str, Any] = Field(
-        default_factory=dict, description="keys of the train section that differ here"
-    )
+    train: dict[str, Any] = Field(default_factory=dict, description="keys of the train section that differ here")

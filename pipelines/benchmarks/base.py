@@ -64,9 +64,7 @@ def prompt_messages(question: Question, history: Sequence[Message] = ()) -> list
     return [*question.messages[:first], *history, *question.messages[first:]]
 
 
-def limit(
-    contexts: Iterable[Context], max_contexts: int | None, max_questions: int | None
-) -> Iterator[Context]:
+def limit(contexts: Iterable[Context], max_contexts: int | None, max_questions: int | None) -> Iterator[Context]:
     """The first contexts, each with its first questions; None is all."""
     for context in islice(contexts, max_contexts):
         yield replace(context, questions=context.questions[:max_questions])

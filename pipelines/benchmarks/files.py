@@ -51,6 +51,5 @@ def from_hub(where: str, instead: str, load: Callable[[], Any]) -> Any:
         return load()
     except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError) as error:
         raise StageError(
-            f"{where}: can't be loaded from the Hub ({type(error).__name__}: {error}). Without network, "
-            f"{instead}."
+            f"{where}: can't be loaded from the Hub ({type(error).__name__}: {error}). Without network, {instead}."
         ) from error

@@ -67,9 +67,7 @@ def _context(record: Mapping[str, Any]) -> Context:
     question_id = record["_id"] if "_id" in record else record["id"]
     asked = record["question"].strip()
     messages = [{"role": "user", "content": QUESTION.format(asked)}]
-    question = Question(
-        question_id, question_id, messages, [record["answer"].strip()], record["type"], asked=asked
-    )
+    question = Question(question_id, question_id, messages, [record["answer"].strip()], record["type"], asked=asked)
     history = [
         {"role": "user", "content": f"Passage {number} - {title}:\n{text}"}
         for number, (title, text) in enumerate(_passages(record["context"]), start=1)
@@ -79,9 +77,7 @@ def _context(record: Mapping[str, Any]) -> Context:
 
 def _passages(context: Any) -> Iterator[tuple[str, str]]:
     """(title, text) of each paragraph; the authors' file has pairs, the Hub two lists."""
-    pairs = (
-        zip(context["title"], context["sentences"], strict=True) if isinstance(context, Mapping) else context
-    )
+    pairs = zip(context["title"], context["sentences"], strict=True) if isinstance(context, Mapping) else context
     for title, sentences in pairs:
         text = " ".join(sentence.strip() for sentence in sentences).strip()
         if text:

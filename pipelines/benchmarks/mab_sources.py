@@ -93,8 +93,7 @@ SOURCES = [
     Source(
         "infbench_sum",
         "The following context is the book I have read: \n",
-        "You are given a book above and you are tasked to summarize it. \n\n{question} \n\n Now summarize "
-        "the book.",
+        "You are given a book above and you are tasked to summarize it. \n\n{question} \n\n Now summarize the book.",
         1200,
         "f1",
     ),

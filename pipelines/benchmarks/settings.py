@@ -30,9 +30,12 @@ class LocomoSettings(_Sampled):
 
     kind: Literal["locomo"]
     file: str = Field(description="locomo10.json, as its authors publish it")
-    categories: Annotated[
-        list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), AfterValidator(unique)
-    ] = [1, 2, 3, 4]
+    categories: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), AfterValidator(unique)] = [
+        1,
+        2,
+        3,
+        4,
+    ]
     message: Literal["session", "turn"] = Field("session", description="what one message of the history is")
 
 
@@ -52,9 +55,12 @@ class MemoryAgentBenchSettings(_Sampled):
     folder: str | None = Field(None, description="folder with the four Parquet files; null reads the Hub")
     hub_id: str = "ai-hyz/MemoryAgentBench"
     hub_revision: str | None = None
-    competencies: Annotated[
-        list[Literal["AR", "TTL", "LRU", "CR"]], Field(min_length=1), AfterValidator(unique)
-    ] = ["AR", "TTL", "LRU", "CR"]
+    competencies: Annotated[list[Literal["AR", "TTL", "LRU", "CR"]], Field(min_length=1), AfterValidator(unique)] = [
+        "AR",
+        "TTL",
+        "LRU",
+        "CR",
+    ]
     sources: list[str] | None = Field(None, description="only these, by their names in the data; null is all")
     entities: str | None = Field(
         None, description="entity2id.json, the movie names that the source recsys_redial_full needs"
@@ -93,11 +99,6 @@ class LmEvalSettings(Section):
 
 
 BenchmarkSettings = Annotated[
-    QasperSettings
-    | LocomoSettings
-    | HotpotqaSettings
-    | MemoryAgentBenchSettings
-    | TtlSettings
-    | LmEvalSettings,
+    QasperSettings | LocomoSettings | HotpotqaSettings | MemoryAgentBenchSettings | TtlSettings | LmEvalSettings,
     Field(discriminator="kind"),
 ]

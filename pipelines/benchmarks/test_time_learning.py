@@ -65,9 +65,7 @@ class TestTimeLearning:
             asked = list(islice(test_stream, self.settings.questions))
             yield self._context(f"{self.settings.dataset}/{number}", numbers, shots, asked)
 
-    def _context(
-        self, context_id: str, numbers: dict[str, int], shots: list[Example], asked: list[Example]
-    ) -> Context:
+    def _context(self, context_id: str, numbers: dict[str, int], shots: list[Example], asked: list[Example]) -> Context:
         examples = "\n\n".join(f"{shot.text}\nlabel: {numbers[shot.label]}" for shot in shots)
         history = [
             {"role": "user", "content": CLASSIFICATION.intro + chunk}
@@ -139,8 +137,7 @@ def _read_clinc150(path: str) -> tuple[list[Example], list[Example]]:
     splits = read_json(path)
     with expecting(path, "clinc150's data_full.json"):
         train, test = (
-            [Example(text, label) for text, label in splits[name] + splits[f"oos_{name}"]]
-            for name in ("train", "val")
+            [Example(text, label) for text, label in splits[name] + splits[f"oos_{name}"]] for name in ("train", "val")
         )
     return _some(train, path), _some(test, path)
 
@@ -151,9 +148,7 @@ def _read_trec(path: str, fine: bool) -> list[Example]:
         labelled = [line.split(maxsplit=1) for line in lines]
         examples = [Example(text, label if fine else label.split(":")[0]) for label, text in labelled]
     if fine and not all(":" in example.label for example in examples):
-        raise StageError(
-            f"{path}: it has no fine labels (CLASS:kind). Use TREC's train_5500.label and TREC_10.label."
-        )
+        raise StageError(f"{path}: it has no fine labels (CLASS:kind). Use TREC's train_5500.label and TREC_10.label.")
     return _some(examples, path)
 
 

@@ -25,8 +25,6 @@ from pipelines.evaluation.swap import swap_partners
 
 TOKENS_PER_PASS = 16_384
 """Tokens of histories, with padding, in one pass: enough to keep a GPU busy, few enough for its memory."""
-TOKENS_IN_CACHE = 65_536
-"""Tokens of history in the cache of one batch of questions."""
 
 _NOTHING = EncodedMessages([], [])
 _Encoded = TypeVar("_Encoded")
@@ -53,6 +51,8 @@ class Engine:
     Args:
         batch_size: rows in a pass, at most.
         max_new_tokens: bounds the benchmark's own limits of an answer; None doesn't.
+        cache_bytes: of keys and values in one batch of questions whose histories are in the prompt. At the peak about
+            three times as much is in use.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class Engine:
         log: RecordLog,
         batch_size: int,
         max_new_tokens: int | None,
+        cache_bytes: int,
         console: Console,
     ):
         self.benchmark, self.contexts = benchmark, contexts
         self.reader, self.encoder, self.log = reader, encoder, log
-        self.batch_size, self.max_new_tokens, self.console = batch_size, max_new_tokens, console
+        self.batch_size, self.max_new_tokens, self.cache_bytes = batch_size, max_new_tokens, cache_bytes
+        self.console = console
         self._answers = {
-            question.question_id: encoder.answer(question)
-            for context in contexts
-            for question in context.questions
+            question.question_id: encoder.answer(question) for context in contexts for question in context.questions
         }
 
     def run(self, conditions: Sequence[str]) -> None:
@@ -152,9 +152,7 @@ class Engine:
             row_of |= {context.context_id: len(row_of) + row for row, (context, _) in enumerate(group)}
         return DeltaMemory.cat(memories) if memories else None, row_of
 
-    def _write(
-        self, histories: Sequence[Sequence[EncodedMessages]], memory: DeltaMemory | None
-    ) -> DeltaMemory | None:
+    def _write(self, histories: Sequence[Sequence[EncodedMessages]], memory: DeltaMemory | None) -> DeltaMemory | None:
         """Writes the pieces of each row's history one after the other; a row may have none."""
         for step in zip_longest(*histories, fillvalue=_NOTHING):
             memory = self.reader.write(step, memory)
@@ -177,7 +175,7 @@ class Engine:
                 for question, tail in zip(context.questions, prompts.tails, strict=True)
                 if question in questions_of[context.context_id]
             ]
-            at_once = TOKENS_IN_CACHE // max(1, rows.mask.shape[1])
+            at_once = self.cache_bytes // max(1, rows.cache_bytes // len(group))
             self._ask("full", tasks, rows.select, write=True, at_once=min(max(1, at_once), self.batch_size))
 
     def _encode_full(self, context: Context) -> tuple[FullPrompts, int]:
@@ -207,9 +205,7 @@ class Engine:
         """
         group: list[tuple[Context, _Encoded]] = []
         longest = 0
-        for context in sorted(
-            contexts, key=lambda c: sum(len(m["content"]) for m in c.history), reverse=True
-        ):
+        for context in sorted(contexts, key=lambda c: sum(len(m["content"]) for m in c.history), reverse=True):
             encoded, length = encode(context)
             longest = max(longest, length)
             if group and (len(group) == self.batch_size or (len(group) + 1) * longest > TOKENS_PER_PASS):
@@ -241,9 +237,7 @@ class Engine:
                 answers = [self._answers[task.question.question_id] for task in batch]
                 rows = self.reader.read(start([task.row for task in batch]), body, write)
                 nlls = self.reader.answer_nll(rows, last, answers, write)
-                generated = self.reader.generate(
-                    rows, last, [self._limit(task.question) for task in batch], write
-                )
+                generated = self.reader.generate(rows, last, [self._limit(task.question) for task in batch], write)
             records = [self._record(condition, *parts) for parts in zip(batch, nlls, generated, strict=True)]
             self.log.add(records, cost)
             self.meter.advance(len(batch))

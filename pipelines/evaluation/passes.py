@@ -17,10 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from deltamem import DeltaMemModel, DeltaMemory
 from deltamem.chat_format import EncodedMessages
+from deltamem.decode import SlotDecoder, round_up
+from deltamem.key_values import KeyValues
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Rows:
     mask: Tensor
     memory: DeltaMemory | None
     cache: Cache
+
+    @property
+    def cache_bytes(self) -> int:
+        return KeyValues.from_cache(self.cache).nbytes
 
     def select(self, rows: Sequence[int]) -> Rows:
         """Some rows, in the order given, a row as often as it is named; these stay as they are."""
@@ -58,6 +64,7 @@ class Reader:
         self.has_memory = isinstance(model, DeltaMemModel)
         self.config = (model.base_model if self.has_memory else model).config
         self.device = model.device
+        self._decoder: SlotDecoder | None = None
         self.tokens = 0
         """Tokens read, written and generated so far, padding not counted."""
 
@@ -86,9 +93,7 @@ class Reader:
         return self._forward(rows, ids, mask, segments, write, logits_to_keep=1)[1]
 
     @torch.inference_mode()
-    def answer_nll(
-        self, rows: Rows, last: Sequence[int], answers: Sequence[Sequence[int]], write: bool
-    ) -> list[float]:
+    def answer_nll(self, rows: Rows, last: Sequence[int], answers: Sequence[Sequence[int]], write: bool) -> list[float]:
         """Mean negative log-likelihood per token (nats) of each row's answer, given token by token.
 
         The answer is one pass and, for the sequence-state write, one segment.
@@ -109,36 +114,33 @@ class Reader:
 
         Arguments as in :meth:`answer_nll`.
         """
-        ids, _ = self._pad(
-            [[first, *answer[:-1]] for first, answer in zip(last, answers, strict=True)], left=False
-        )
+        ids, _ = self._pad([[first, *answer[:-1]] for first, answer in zip(last, answers, strict=True)], left=False)
         targets, mask = self._pad(answers, left=False, fill=-100)
         return self._forward(rows, ids, mask, torch.zeros_like(ids), write)[0].float(), targets
 
     @torch.inference_mode()
-    def generate(
-        self, rows: Rows, last: Sequence[int], limits: Sequence[int], write: bool
-    ) -> list[list[int]]:
+    def generate(self, rows: Rows, last: Sequence[int], limits: Sequence[int], write: bool) -> list[list[int]]:
         """Greedy answers, at most ``limits`` tokens each, without the end of turn."""
-        read = rows.mask.shape[1]
-        ids, mask = self._pad([[token] for token in last], left=True)
-        options: dict[str, Any] = {}
-        if self.has_memory:
-            segments = torch.full((len(last), read + 1), -1, device=self.device)
-            options = {"memory": rows.memory, "write": write, "segment_ids": segments}
-        out = self.model.generate(
-            F.pad(ids, (read, 0), value=self.pad_id),  # what is in the cache is not fed again
-            attention_mask=torch.cat([rows.mask, mask], dim=1),
-            past_key_values=_fork(rows.cache),
-            generation_config=self._greedy(max(limits)),
-            **options,
-        )
-        answers = [
-            self._until_end(row)[:limit]
-            for row, limit in zip(out[:, read + 1 :].tolist(), limits, strict=True)
-        ]
+        decoder = self._decoder_for(len(last), rows.mask.shape[1] + max(limits))
+        first = torch.tensor(list(last), device=self.device)
+        # the last token of a prompt belongs to no message: ssw doesn't write it
+        writes = write and not (self.has_memory and self.model.config.strategy == "ssw")
+        decoder.fill(range(len(last)), KeyValues.from_cache(rows.cache), first, rows.memory, rows.mask, writes)
+        answers = decoder.generate(limits, self.end_ids, write)
         self.tokens += sum(map(len, answers)) + len(answers)
         return answers
+
+    def _decoder_for(self, rows: int, length: int) -> SlotDecoder:
+        """A decoder with at least so many slots and tokens, kept from call to call where a captured step saves time."""
+        if self.device.type == "cuda":
+            rows, length = round_up(rows), round_up(length)
+        kept = self._decoder
+        if kept is None or (kept.slots, kept.capacity) != (rows, length):
+            self._decoder = None  # its buffers go before new ones are made
+            self._decoder = SlotDecoder(self.model, rows, length)
+        else:
+            kept.clear()
+        return self._decoder
 
     @contextmanager
     def cost(self, part: str) -> Iterator[dict[str, Any]]:
@@ -176,9 +178,7 @@ class Reader:
         memory = out.memory if self.has_memory else None
         return out.logits, replace(rows, mask=mask, memory=memory, cache=out.past_key_values)
 
-    def _pad(
-        self, rows: Sequence[Sequence[int]], left: bool, fill: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _pad(self, rows: Sequence[Sequence[int]], left: bool, fill: int | None = None) -> tuple[Tensor, Tensor]:
         """[B, T] int64 and its mask."""
         length = max(map(len, rows))
         fill = self.pad_id if fill is None else fill
@@ -188,24 +188,6 @@ class Reader:
             padded.append([*[fill] * gap, *row] if left else [*row, *[fill] * gap])
             mask.append([0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap)
         return torch.tensor(padded, device=self.device), torch.tensor(mask, device=self.device)
-
-    def _greedy(self, max_new_tokens: int) -> GenerationConfig:
-        # All that a backbone's own generation settings could change is set here: the answer is the likeliest.
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=50,
-            repetition_penalty=1.0,
-            eos_token_id=self.end_ids,
-            pad_token_id=self.pad_id,
-        )
-
-    def _until_end(self, tokens: list[int]) -> list[int]:
-        ends = (place for place, token in enumerate(tokens) if token in self.end_ids)
-        return tokens[: next(ends, len(tokens))]
 
 
 def _fork(cache: Cache) -> Cache:

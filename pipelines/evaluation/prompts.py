@@ -10,7 +10,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from deltamem.chat_format import EncodedMessages, Message, encode_messages
+from deltamem.chat_format import EncodedMessages, Message, encode_messages, encode_reply
+from deltamem.errors import DeltaMemError
 from pipelines.benchmarks.base import Context, Question, prompt_messages
 from pipelines.errors import StageError
 
@@ -65,16 +66,12 @@ class PromptEncoder:
         Raises:
             StageError: there are none.
         """
-        reply = {"role": "assistant", "content": question.references[0]}
-        chat = encode_messages(self.tokenizer, [*question.messages, reply])
-        last = max(chat.segment_ids)
-        end = len(chat.segment_ids) - chat.segment_ids[::-1].index(last)
-        if not reply["content"].strip() or end == len(chat.input_ids):
+        try:
+            return encode_reply(self.tokenizer, question.messages, question.references[0])
+        except DeltaMemError as error:
             raise StageError(
-                f"Question {question.question_id}: how likely its first reference is can't be measured, "
-                "because it is empty or the chat template puts no end-of-turn token after an answer."
-            )
-        return chat.input_ids[chat.segment_ids.index(last) : end + 1]
+                f"Question {question.question_id}: how likely its first reference is can't be measured ({error})."
+            ) from error
 
     def full(self, context: Context, room: int, drop_first: Side) -> FullPrompts:
         """The prompts of a context's questions, with as much of its history as fits.
@@ -91,7 +88,7 @@ class PromptEncoder:
         left_out: list[Message] = []
         if len(beginning.input_ids) + max(lengths) + room > self.window:
             longest = context.questions[lengths.index(max(lengths))]
-            kept, left_out = self._shorten(context.history, longest, room, drop_first)
+            kept, left_out = self.shorten(context.history, longest, room, drop_first)
             beginning, tails = self._shared(context.questions, kept)
         return FullPrompts(beginning, tails, left_out)
 
@@ -131,10 +128,13 @@ class PromptEncoder:
     def _prompt(self, messages: Sequence[Message]) -> EncodedMessages:
         return encode_messages(self.tokenizer, messages, add_generation_prompt=True, segment=self.segment)
 
-    def _shorten(
+    def shorten(
         self, history: list[Message], question: Question, room: int, drop_first: Side
     ) -> tuple[list[Message], list[Message]]:
-        """The most messages of one end of a history that fit with the question, and the messages left out."""
+        """The most messages of one end of a history that fit with the question, and the messages left out.
+
+        Arguments and errors as in :meth:`full`; of a single message that doesn't fit, words are left out.
+        """
 
         def fits(messages: list[Message]) -> bool:
             prompt = self._prompt(prompt_messages(question, messages))

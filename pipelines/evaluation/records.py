@@ -79,9 +79,7 @@ class RecordLog:
 
 def write_parquet(records: Sequence[Record], path: Path) -> None:
     """All records as one table, in the order of question and condition; it appears whole or not at all."""
-    table = pa.Table.from_pylist(list(records)).sort_by(
-        [("question_id", "ascending"), ("condition", "ascending")]
-    )
+    table = pa.Table.from_pylist(list(records)).sort_by([("question_id", "ascending"), ("condition", "ascending")])
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(table, partial)
     partial.replace(path)

@@ -21,9 +21,7 @@ def swap_partners(contexts: Sequence[Context]) -> dict[str, str]:
     Raises:
         StageError: all histories are of one document, so there is no other.
     """
-    ordered = sorted(
-        (c for c in contexts if c.history), key=lambda context: (_length(context), context.context_id)
-    )
+    ordered = sorted((c for c in contexts if c.history), key=lambda context: (_length(context), context.context_id))
     partner: dict[int, int] = {}
     waiting: list[int] = []  # always of one cluster
     for number, context in enumerate(ordered):

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from deltamem.chat_format import encode_messages
+from deltamem.chat_format import encode_messages, encode_reply
+from deltamem.errors import DeltaMemError
 from pipelines.errors import StageError
 from pipelines.qasper.schema import Paper, Question
 
@@ -89,7 +90,13 @@ class EpisodeEncoder:
         answer = question.answers[0]
         ask = {"role": "user", "content": question.text}
         prompt = encode_messages(self.tokenizer, [ask], add_generation_prompt=True)
-        reply = self._reply_ids(ask, answer.text)
+        try:
+            reply = encode_reply(self.tokenizer, [ask], answer.text)
+        except DeltaMemError as error:
+            raise StageError(
+                f"question {question.question_id}: its answer has no end to learn ({error}); give the backbone's "
+                "tokenizer a chat template with an end-of-turn token"
+            ) from error
         return {
             "question_id": question.question_id,
             "question": question.text,
@@ -99,18 +106,6 @@ class EpisodeEncoder:
             "answer_type": answer.kind,
             "references": [answer.text for answer in question.answers],
         }
-
-    def _reply_ids(self, ask: Message, answer: str) -> list[int]:
-        """The answer's tokens as they stand in an assistant message, with the token that ends the turn."""
-        chat = encode_messages(self.tokenizer, [ask, {"role": "assistant", "content": answer}])
-        positions = [place for place, segment in enumerate(chat.segment_ids) if segment == 1]
-        end = positions[-1] + 2 if positions else 0
-        if not positions or end > len(chat.input_ids):
-            raise StageError(
-                "the backbone's chat template puts nothing after an assistant message, so that an answer has "
-                "no end to learn; give the tokenizer a chat template with an end-of-turn token"
-            )
-        return chat.input_ids[positions[0] : end]
 
     def _shorten(self, messages: list[Message]) -> list[Message]:
         """The longest beginning of a paper that fits; empty if not even one word does."""
@@ -123,9 +118,7 @@ class EpisodeEncoder:
         def beginning(count: int) -> list[Message]:
             return [{"role": "user", "content": " ".join(words[:count])}]
 
-        longest = bisect.bisect_left(
-            range(1, len(words)), True, key=lambda count: not self._fits(beginning(count))
-        )
+        longest = bisect.bisect_left(range(1, len(words)), True, key=lambda count: not self._fits(beginning(count)))
         return beginning(longest) if longest else []
 
     def _fits(self, messages: list[Message]) -> bool:

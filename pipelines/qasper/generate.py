@@ -21,19 +21,14 @@ T = TypeVar("T")
 
 PROPERTIES = {
     "colour": (
-        "red blue green yellow black white purple orange pink brown gray violet turquoise scarlet beige "
-        "silver"
+        "red blue green yellow black white purple orange pink brown gray violet turquoise scarlet beige silver"
     ).split(),
-    "codename": (
-        "cat dog horse bear wolf fox lion tiger eagle shark whale rabbit snake monkey elephant owl"
-    ).split(),
+    "codename": ("cat dog horse bear wolf fox lion tiger eagle shark whale rabbit snake monkey elephant owl").split(),
     "home city": (
-        "Paris London Tokyo Berlin Rome Madrid Moscow Delhi Cairo Boston Chicago Toronto Vienna Athens "
-        "Oslo Lima"
+        "Paris London Tokyo Berlin Rome Madrid Moscow Delhi Cairo Boston Chicago Toronto Vienna Athens Oslo Lima"
     ).split(),
     "material": (
-        "steel wood glass copper plastic paper iron cotton leather stone rubber concrete silk wool clay "
-        "brick"
+        "steel wood glass copper plastic paper iron cotton leather stone rubber concrete silk wool clay brick"
     ).split(),
     "password": (
         "apple banana cherry grape lemon mango peach pear plum melon fig olive pineapple lime kiwi berry"
@@ -45,9 +40,7 @@ PROPERTIES = {
     "callsign": (
         "car train bus boat truck plane bicycle ship canoe taxi tram sled rocket motorcycle van wagon"
     ).split(),
-    "launch month": (
-        "January February March April May June July August September October November December"
-    ).split(),
+    "launch month": ("January February March April May June July August September October November December").split(),
 }
 FACTS_PER_SYSTEM = 6
 """Fewer than there are properties, so that every system leaves some unsaid for unanswerable questions."""
@@ -102,9 +95,7 @@ def _paper(rng: random.Random, paper_id: str, facts: int, taken: set[str], yes_n
     """One paper: a question on every fact, and one more that is yes/no or unanswerable in turns."""
     systems = [_new_name(rng, taken) for _ in range(_systems_per_paper(facts))]
     said = {system: _shuffled(rng, PROPERTIES)[:FACTS_PER_SYSTEM] for system in systems}
-    told = [(system, name, _pick(rng, PROPERTIES[name])) for system in systems for name in said[system]][
-        :facts
-    ]
+    told = [(system, name, _pick(rng, PROPERTIES[name])) for system in systems for name in said[system]][:facts]
 
     sections = []
     questions = []
@@ -140,9 +131,7 @@ def _yes_no_question(rng: random.Random, told: list[tuple[str, str, str]]) -> tu
     return f"Is the {name} of {system} {asked}?", {"yes_no": truth, "evidence": evidence}
 
 
-def _unanswerable_question(
-    rng: random.Random, told: list[tuple[str, str, str]]
-) -> tuple[str, dict[str, Any]]:
+def _unanswerable_question(rng: random.Random, told: list[tuple[str, str, str]]) -> tuple[str, dict[str, Any]]:
     system = _pick(rng, told)[0]
     said = {name for other, name, _ in told if other == system}
     name = _pick(rng, [name for name in PROPERTIES if name not in said])

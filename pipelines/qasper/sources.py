@@ -95,9 +95,7 @@ def _from_hub(data: Data, split: Split) -> Corpus:
     records = [(str(row["id"]), official_record(row)) for row in table]
     papers, bad = parse_papers(records)
     if not papers:
-        raise StageError(
-            f"{where}: no QASPER paper" + (f"; {bad[0].paper_id}: {bad[0].reason}" if bad else "")
-        )
+        raise StageError(f"{where}: no QASPER paper" + (f"; {bad[0].paper_id}: {bad[0].reason}" if bad else ""))
     origin = {
         "hub": data.hub_id,
         "revision": revision,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,39 +19,51 @@ from pipelines.errors import StageError
 
 @dataclass(frozen=True)
 class EpisodeBatch:
-    """C written contexts and the Q questions asked of them.
+    """C written contexts and the Q questions asked of them, with A answer tokens in all.
 
-    Contexts are padded right, questions with their answers left, so that all answers end together.
+    All rows are padded on the right: a token never attends to what comes after it, so the attention needs no mask.
 
     Attributes:
-        context_ids, context_mask, segment_ids: [C, W] int64; segment -1 is not written by ssw.
-        input_ids, attention_mask: [Q, R] int64, question and answer.
-        answer_lengths: [Q] int64, supervised tokens at the end of each row.
-        longest_answer: the largest of them.
+        context_ids, segment_ids: [C, W] int64; segment -1 is not written by ssw.
+        context_mask: [C, W] bool, False for padding; None where there is none.
+        input_ids: [Q, R] int64, question and answer.
+        answer_rows, answer_columns: [A] int64, where in input_ids the token before each answer token stands.
+        answer_ids: [A] int64.
+        answer_weights: [A] float32; weighs every question alike and every token of an answer alike, and sums to 1.
         owner: [Q] int64, the row of the context that a question belongs to.
+        tokens: tokens that are not padding, written and read.
     """
 
     context_ids: Tensor
-    context_mask: Tensor
     segment_ids: Tensor
+    context_mask: Tensor | None
     input_ids: Tensor
-    attention_mask: Tensor
-    answer_lengths: Tensor
-    longest_answer: int
+    answer_rows: Tensor
+    answer_columns: Tensor
+    answer_ids: Tensor
+    answer_weights: Tensor
     owner: Tensor
+    tokens: int
 
     def to(self, device: torch.device) -> EpisodeBatch:
         stay = ("segment_ids",)  # on the CPU the number of segments is known without asking the device
-        moved = {
-            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v
-            for k, v in vars(self).items()
-        }
-        return EpisodeBatch(**moved)
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and k not in stay}
+        if device.type == "cuda":  # from memory that isn't pinned a copy waits for the device
+            tensors = {k: v.pin_memory() for k, v in tensors.items()}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that are not padding, written and read."""
-        return int(self.context_mask.sum() + self.attention_mask.sum())
+
+class MicroBatch(NamedTuple):
+    """What one worker reads in one forward pass.
+
+    Attributes:
+        groups: lists of row numbers; the rows of a group share one written context.
+        weight: what its mean loss counts in the step's mean over micro-batches and workers, so that every question of
+            the step counts alike.
+    """
+
+    groups: list[list[int]]
+    weight: float
 
 
 class Schedule:
@@ -57,7 +71,8 @@ class Schedule:
 
     Questions of one paper are grouped ``questions_per_write`` at a time (1 in the paper); a group is one written
     context. Each epoch shuffles the groups by (seed, epoch); its last step is filled up from its beginning. A step's
-    groups are sorted by length before they are dealt out, so that a micro-batch holds groups of like length.
+    groups are sorted by length and cut into as many micro-batches as ``micro_batch_size`` makes, with fewer long ones
+    or more short ones in each: so that, padded, the largest is as small as it can be.
 
     Raises:
         StageError: no episodes, or the batch doesn't divide over the workers.
@@ -68,7 +83,10 @@ class Schedule:
         self.groups = _group(episodes["paper_id"].to_pylist(), train.questions_per_write)
         if not self.groups:
             raise StageError("there are no training episodes: see the preprocess stage's manifest for what it dropped")
-        self.lengths = pc.list_value_length(episodes["context_ids"]).to_pylist()
+        written, asked, answered = (
+            pc.list_value_length(episodes[name]).to_pylist() for name in ("context_ids", "question_ids", "answer_ids")
+        )
+        self.lengths = [written[rows[0]] + sum(asked[row] + answered[row] for row in rows) for rows in self.groups]
         self.micro = max(1, train.micro_batch_size // train.questions_per_write)
         self.per_step = max(1, train.batch_size // train.questions_per_write)
         if self.per_step % (self.micro * workers):
@@ -81,50 +99,76 @@ class Schedule:
         total = self.steps_per_epoch * train.epochs
         self.steps = min(total, train.max_steps) if train.max_steps else total
 
-    def micro_batches(self, step: int, rank: int) -> list[list[list[int]]]:
-        """The micro-batches of one worker in one step: lists of groups, a group a list of row numbers."""
+    def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
+        """The micro-batches of one worker in one step."""
         epoch, position = divmod(step, self.steps_per_epoch)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.groups), generator=generator).tolist()
         chosen = [order[i % len(order)] for i in range(position * self.per_step, (position + 1) * self.per_step)]
-        chosen.sort(key=lambda g: (self.lengths[self.groups[g][0]], g))
-        batches = [chosen[i : i + self.micro] for i in range(0, self.per_step, self.micro)]
-        return [[self.groups[g] for g in batch] for batch in batches[rank :: self.workers]]
+        chosen.sort(key=lambda g: (self.lengths[g], g))
+        cuts = cut_evenly([self.lengths[g] for g in chosen], self.accumulation * self.workers)
+        batches = [[self.groups[g] for g in chosen[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
+        sizes = [sum(map(len, batch)) for batch in batches]
+        mine = slice(rank, None, self.workers)
+        return [
+            MicroBatch(batch, size * len(batches) / sum(sizes))
+            for batch, size in zip(batches[mine], sizes[mine], strict=True)
+        ]
+
+
+def cut_evenly(lengths: list[int], parts: int) -> list[int]:
+    """Where to cut ascending lengths into ``parts`` runs, none empty; 0 and the number of lengths are the outer cuts.
+
+    The largest padded size of a run (its rows × its longest) is the smallest possible.
+    """
+
+    def cuts(limit: int) -> list[int]:
+        found = [len(lengths)]
+        while found[-1] > 0:
+            found.append(found[-1] - min(found[-1], max(1, limit // lengths[found[-1] - 1])))
+        return found[::-1]
+
+    limits = range(lengths[-1] * len(lengths) + 1)
+    best = cuts(bisect.bisect_left(limits, True, key=lambda limit: len(cuts(limit)) <= parts + 1))
+    while len(best) <= parts:  # fewer runs would do: halve those with the most rows
+        widest = max(range(len(best) - 1), key=lambda i: best[i + 1] - best[i])
+        best.insert(widest + 1, (best[widest] + best[widest + 1]) // 2)
+    return best
 
 
 def collate(episodes: pa.Table, groups: list[list[int]], pad_id: int) -> EpisodeBatch:
     """Tensors of some groups of rows."""
-    contexts, segments, reads, answers, owner = [], [], [], [], []
-    for number, rows in enumerate(groups):
-        for i, row in enumerate(episodes.take(rows).to_pylist()):
+    contexts, segments, reads, owner = [], [], [], []
+    rows, columns, answers, weights = [], [], [], []
+    questions = sum(map(len, groups))
+    for number, group in enumerate(groups):
+        for i, row in enumerate(episodes.take(group).to_pylist()):
             if i == 0:
                 contexts.append(row["context_ids"])
                 segments.append(row["segment_ids"])
-            reads.append(row["question_ids"] + row["answer_ids"])
-            answers.append(len(row["answer_ids"]))
+            asked, answer = row["question_ids"], row["answer_ids"]
+            rows += [len(reads)] * len(answer)
+            columns += range(len(asked) - 1, len(asked) + len(answer) - 1)
+            answers += answer
+            weights += [1 / (questions * len(answer))] * len(answer)
+            reads.append(asked + answer)
             owner.append(number)
-    context_ids, context_mask = pad(contexts, pad_id, "right")
-    input_ids, attention_mask = pad(reads, pad_id, "left")
+    context_ids, context_mask = pad(contexts, pad_id)
     return EpisodeBatch(
         context_ids,
-        context_mask,
-        pad(segments, -1, "right")[0],
-        input_ids,
-        attention_mask,
-        torch.tensor(answers),
-        max(answers),
-        torch.tensor(owner),
+        pad(segments, -1)[0],
+        None if context_mask.all() else context_mask,
+        pad(reads, pad_id)[0],
+        *(torch.tensor(x) for x in (rows, columns, answers, weights, owner)),
+        tokens=sum(map(len, contexts)) + sum(map(len, reads)),
     )
 
 
-def pad(rows: list[list[int]], value: int, side: str) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length as [B, longest] int64, and their mask."""
+def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length, padded on the right to [B, longest] int64, and their mask, bool."""
     width = max(len(row) for row in rows)
-    ids, mask = torch.full((len(rows), width), value), torch.zeros(len(rows), width, dtype=torch.long)
-    for b, row in enumerate(rows):
-        at = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[b, at], mask[b, at] = torch.tensor(row, dtype=torch.long), 1
-    return ids, mask
+    ids = torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long)
+    return ids, torch.tensor([len(row) for row in rows])[:, None] > torch.arange(width)
 
 
 def _group(paper_ids: list[str], size: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from deltamem import DeltaMemModel
 from pipelines.training.batches import EpisodeBatch
@@ -38,32 +39,38 @@ class MemoryObjective(nn.Module):
     def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
         (model,) = self.model
         gates: dict[int, Tensor] = {}
-        memory = model.write(batch.context_ids, batch.context_mask, segment_ids=batch.segment_ids, gates=gates)
-        out = model(
-            batch.input_ids,
-            attention_mask=batch.attention_mask,
-            memory=memory.select(batch.owner),
-            write=False,
-            position_ids=(batch.attention_mask.cumsum(1) - 1).clamp_min(0),
-            logits_to_keep=batch.longest_answer + 1,
-            use_cache=False,
+        memory = model.write(
+            batch.context_ids, batch.context_mask, segment_ids=batch.segment_ids, gates=gates, right_padded=True
         )
-        nll = answer_nll(out.logits, batch).mean()
+        logits = answer_logits(
+            model, model.base_model, batch, memory=memory.select(batch.owner), write=False, right_padded=True
+        )
+        nll = answer_nll(logits, batch)
         gate = torch.stack(list(gates.values()))
         penalty = self.write_penalty * (gate - self.write_target).square().mean()
         norms = torch.stack(list(memory.detach().norms().values())).mean()
         return EpisodeLoss(nll + penalty, nll.detach(), gate.detach().mean(), norms)
 
 
-def answer_nll(logits: Tensor, batch: EpisodeBatch) -> Tensor:
-    """Mean negative log-likelihood per answer token of each question, in nats: [Q].
+def answer_logits(model: nn.Module, base: PreTrainedModel, batch: EpisodeBatch, **options) -> Tensor:
+    """Logits [A, V] before each answer token; at other places none are computed.
 
     Args:
-        logits: [Q, longest_answer + 1, V], those of the last tokens; rows end with their answers.
+        model: what reads the questions, with ``options``; ``base`` is the backbone inside it.
     """
-    longest = batch.longest_answer
-    targets = batch.input_ids[:, -longest:]
-    back = torch.arange(longest, 0, -1, device=targets.device)
-    inside = back <= batch.answer_lengths.unsqueeze(1)
-    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
-    return (nll * inside).sum(1) / batch.answer_lengths
+
+    def only_answers(head: nn.Module, args: tuple) -> tuple[Tensor]:
+        (hidden,) = args
+        return (hidden[batch.answer_rows, batch.answer_columns].unsqueeze(0),)
+
+    hook = base.get_output_embeddings().register_forward_pre_hook(only_answers)
+    try:
+        return model(batch.input_ids, use_cache=False, **options).logits[0]
+    finally:
+        hook.remove()
+
+
+def answer_nll(logits: Tensor, batch: EpisodeBatch) -> Tensor:
+    """Mean over questions of the mean negative log-likelihood per answer token, in nats; logits are [A, V]."""
+    nll = F.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
+    return (nll * batch.answer_weights).sum()

@@ -15,15 +15,13 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.backbone import load_backbone
 from pipelines.config import load_config
 from pipelines.layout import Layout
-from pipelines.shards import open_episodes
 from pipelines.training import engine as engines
-from pipelines.training.batches import Schedule, collate
+from pipelines.training.batches import Schedule
 from pipelines.training.learning_rate import learning_rate
-from pipelines.training.objective import EpisodeLoss, MemoryObjective
+from pipelines.training.recipes import recipe_of
 
 CURVE_FIELDS = ("step", "loss", "answer_nll", "write_gate", "state_norm", "gradient_norm", "learning_rate",
                 "tokens_per_second", "seconds")  # fmt: skip
@@ -45,20 +43,17 @@ def train_worker(task: dict[str, Any]) -> None:
     """Train one cell on this worker (Ray calls it on each), from the last checkpoint if there is one."""
     task = WorkerTask(**task)
     config = load_config(task.config_path).model_copy(update={"results_dir": task.root})
-    layout, cell = Layout(config), config.cell(task.backbone, task.strategy, task.seed)
+    cell = config.cell(task.backbone, task.strategy, task.seed)
     train, context = cell.train, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
 
     torch.manual_seed(task.seed)
-    episodes = open_episodes(layout.data(task.backbone, "train"))
+    recipe = recipe_of(config, cell)
+    episodes, _ = recipe.episodes()
     schedule = Schedule(episodes, train, task.seed, workers)
-    base, tokenizer = load_backbone(layout.backbone(task.backbone), device=device)
-    model = get_delta_mem_model(base, DeltaMemConfig.from_dict(cell.strategy.adapter))
-    if train.activation_checkpointing != "none":
-        model.gradient_checkpointing_enable(selective=train.activation_checkpointing == "selective")
-        model.train()
-    objective = MemoryObjective(model, train.write_penalty, train.write_target)
+    base, _ = load_backbone(Layout(config).backbone(task.backbone), device=device)
+    objective = recipe.objective(base)
     engine = engines.make_engine(objective, train, schedule.micro, schedule.accumulation, device)
     start = _resume(engine)
     curve = _Curve(Path(task.curve), start) if rank == 0 else None
@@ -68,16 +63,16 @@ def train_worker(task: dict[str, Any]) -> None:
         rate = learning_rate(train, step, schedule.steps)
         engines.set_learning_rate(engine, rate)
         losses, tokens = [], 0
-        for groups in schedule.micro_batches(step, rank):
-            batch = collate(episodes, groups, tokenizer.pad_token_id)
+        for groups, weight in schedule.micro_batches(step, rank):
+            batch = recipe.collate(episodes, groups)
             tokens += batch.tokens
-            result: EpisodeLoss = engine(batch.to(device))
-            engine.backward(result.loss)
+            metrics = recipe.metrics(engine(batch.to(device)))
+            engine.backward(metrics["loss"] * weight)
             engine.step()  # updates at the step's last micro-batch only
-            losses.append(torch.stack([x.detach().float() for x in result]))
+            losses.append(torch.stack([x.detach().float() for x in metrics.values()]) * weight)
         means, tokens = _reduce(torch.stack(losses).mean(0), tokens, workers)
         seconds = time.perf_counter() - began
-        row = dict(zip(EpisodeLoss._fields, means, strict=True))
+        row = dict(zip(metrics, means, strict=True))
         row |= {"step": step + 1, "gradient_norm": float(engine.get_global_grad_norm()), "learning_rate": rate}
         row |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
         if curve:
@@ -120,7 +115,10 @@ def _peak(device: torch.device) -> int:
 
 
 class _Curve:
-    """One CSV row per optimiser step, which the stage's progress bar reads while it grows."""
+    """One CSV row per optimiser step, which the stage's progress bar reads while it grows.
+
+    A column that the kind of adapter doesn't have stays empty.
+    """
 
     def __init__(self, path: Path, start: int):
         self.path = path

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from pipelines.backbone import app, backbone_digest, load_backbone, prepare_backbone
 from pipelines.backbone_sources.random_weights import byte_tokenizer
-from pipelines.config import Backbone, load_config
+from pipelines.config import load_config
+from pipelines.config_backbones import Backbone
 from pipelines.errors import StageError
 from pipelines.layout import Layout
 
@@ -46,9 +47,7 @@ def tiny_copy(tiny, tmp_path) -> Path:
 
 def read_prompt(tokenizer, question: str):
     messages = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 
 
 def model_files(folder: Path) -> dict[str, int]:
@@ -224,9 +223,7 @@ def test_pickled_weights_are_not_taken(tiny_copy, tmp_path):
     [
         T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_ff=8, num_layers=1, num_heads=1)),
         BertForMaskedLM(
-            BertConfig(
-                vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-            )
+            BertConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
         ),
     ],
     ids=["t5", "bert"],

@@ -13,6 +13,7 @@ from pipelines import parts
 from pipelines.config import Config, config_hash, load_config, resolve_config
 from pipelines.config_errors import ConfigError
 from pipelines.config_schema import SCHEMA_FILE, schema_text
+from pipelines.delta_layers import THIRDS, adapter_config
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
@@ -59,7 +60,10 @@ def test_the_schema_file_is_in_step():
 
 def test_the_papers_recipe():
     config = load_config(PROJECT / "configs/paper.yaml")
-    assert len(parts.cells(config)) == 9
+    assert len(parts.cells(config)) == 3 * (3 + 2)
+    assert set(config.benchmarks) >= {"locomo", "hotpotqa", "ifeval", "gpqa_diamond", "memory_agent_bench"}
+    untrained = {name for name, strategy in config.strategies.items() if not strategy.trained}
+    assert untrained == {"bm25", "llmlingua2", "memory_bank"}
     train = config.cell("qwen3-8b", "msw", 42).train
     assert (train.learning_rate, train.batch_size, train.epochs, train.max_steps) == (2e-4, 32, 1, None)
     assert (train.warmup_ratio, train.weight_decay, train.gradient_clipping) == (0.1, 0.0, 1.0)
@@ -70,6 +74,18 @@ def test_the_papers_recipe():
     zero = train.deepspeed["zero_optimization"]
     assert (zero["stage"], zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (2, 5e8, 5e8)
     assert zero["overlap_comm"] and zero["contiguous_gradients"] and zero["reduce_scatter"]
+
+
+def test_the_evidence_table():
+    config = load_config(PROJECT / "configs/evidence_table.yaml")
+    assert len(parts.cells(config)) == 5 * 2
+    asked = parts.evaluations(config)
+    # seven benchmarks; the two baselines that change the history have nothing to do on IFEval
+    assert len(asked) == len(set(asked)) == 7 + 2 * 6 + 10 * 7
+    assert {strategy for _, strategy, _, name in asked if name == "ifeval"} == {
+        "frozen", "tsw", "ssw", "msw", "context2lora", "lora_without_context"
+    }  # fmt: skip
+    assert config.benchmarks["ttl_trec_coarse"].shots == 400  # as its file says, with the data from elsewhere
 
 
 def test_a_strategys_overrides_hold_in_its_cells_alone():
@@ -114,6 +130,15 @@ MISTAKES = [
     ({"strategies": ["tsx"]}, "configs/strategies/tsx.yaml for 'tsx'; did you mean 'tsw'?"),
     ({"strategies": ["tsw", "tsw"]}, "here: strategies: 'tsw' is listed twice"),
     ({"strategies__s__adapter": {"rnk": 4}}, "strategies.s.adapter: unknown .*'rnk'; did you mean 'rank'?"),
+    ({"strategies__s": {"from": "tsx"}}, "configs/strategies/tsx.yaml for 'tsx'; did you mean 'tsw'?"),
+    ({"strategies__s": {"from": 3}}, "strategies: 'from' expects the name of a file in configs/strategies, got 3"),
+    (
+        {"strategies__s": {"from": "tsw", "adaptr": {}}},
+        "here (from configs/strategies/tsw.yaml): strategies.s.adaptr: unknown key; did you mean 'adapter'?",
+    ),
+    ({"strategies__s__adapter": {"layers": "first"}}, "strategies.s.adapter: layers must be .* first_third"),
+    ({"evaluate__gpus": 0.3}, "evaluate.gpus: expected whole GPUs or an even share of one (0.5, 0.33, 0.25, … down"),
+    ({"train__gpus_per_worker": 0.25}, "here: train: 8 workers with gpus_per_worker 0.25 would share GPUs, which NCCL"),
     ({"strategies__s__adapter": {"strategy": "xsw"}}, "strategies.s.adapter: strategy must be one of"),
     ({"strategies__s__train": {"seed": 1}}, "here: strategies.s.train.seed: unknown key"),
     ({"strategies__frozen": {"adapter": {}}}, "strategies.frozen: this name is kept"),
@@ -145,9 +170,8 @@ def test_a_mistake_in_a_named_file_names_that_file(tmp_path, monkeypatch):
     (folder / "mine.yaml").write_text("adaptr: {strategy: tsw}\n")
     with pytest.raises(ConfigError) as error:
         resolve_config(settings(strategies=["mine"]), "here")
-    assert (
-        "configs/strategies/mine.yaml: strategies.mine.adaptr: unknown key; did you mean 'adapter'?"
-        in str(error.value)
+    assert "configs/strategies/mine.yaml: strategies.mine.adaptr: unknown key; did you mean 'adapter'?" in str(
+        error.value
     )
 
 
@@ -166,6 +190,45 @@ def test_a_broken_file_is_named(tmp_path, name, text, message):
         load_config(tmp_path / name)
 
 
+def test_an_entry_can_be_a_files_with_keys_of_its_own():
+    strategies = {
+        "q": {"from": "ssw", "adapter": {"steer": ["q"]}, "train": {"max_steps": 3}},
+        "own": {"adapter": {"strategy": "msw"}},
+    }
+    benchmarks = {"qasper": {"from": "qasper", "version": 7}}
+    config = resolve_config(settings(strategies=strategies, benchmarks=benchmarks), "here")
+    assert config.strategies["q"].adapter == {"strategy": "ssw", "segment": "message", "steer": ["q"]}
+    assert config.cell("b", "q", 42).train.max_steps == 3
+    assert config.strategies["own"].adapter == {"strategy": "msw"}
+    assert (config.benchmarks["qasper"].kind, config.benchmarks["qasper"].version) == ("qasper", 7)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accepted"),
+    [(1, True), (2, True), (0.5, True), (0.33, True), (0.125, True), (0.0625, True), ("1e0", True)]
+    + [(0.3, False), (1.5, False), (0, False), (-1, False), (0.01, False), (float("nan"), False), ("all", False)],
+)
+def test_gpus_are_whole_or_an_even_share_of_one(gpus, accepted):
+    for section, key in (("train", "gpus_per_worker"), ("evaluate", "gpus")):
+        changes = {f"{section}__{key}": gpus, "train__num_workers": 1}
+        if accepted:
+            assert getattr(getattr(resolve_config(settings(**changes), "here"), section), key) == float(gpus)
+        else:
+            with pytest.raises(ConfigError, match=f"here: {section}.{key}: expected"):
+                resolve_config(settings(**changes), "here")
+
+
+def test_thirds_of_a_backbones_layers():
+    thirds = [adapter_config({"layers": name}, 36).layers for name in THIRDS]
+    assert thirds == [tuple(range(12)), tuple(range(12, 24)), tuple(range(24, 36))]
+    for depth in range(3, 50):
+        thirds = [adapter_config({"layers": name}, depth).layers for name in THIRDS]
+        assert sum(thirds, ()) == tuple(range(depth))
+        assert max(map(len, thirds)) - min(map(len, thirds)) <= 1
+    assert adapter_config({"layers": [0, 2]}, 36).layers == (0, 2)
+    assert adapter_config({}, 36).layers is None
+
+
 def test_every_mistake_is_told_at_once():
     with pytest.raises(ConfigError) as error:
         resolve_config(settings(train__epochs=0, evaluate__batch_size="many"), "here")
@@ -180,9 +243,7 @@ values = st.recursive(
 
 
 @given(
-    section=st.sampled_from(
-        ["train", "data", "evaluate", "register", "report", "backbones", "strategies", "seeds"]
-    ),
+    section=st.sampled_from(["train", "data", "evaluate", "register", "report", "backbones", "strategies", "seeds"]),
     key=st.sampled_from(["learning_rate", "source", "batch_size", "epochs", "b", "deepspeed", ""]),
     value=values,
 )
@@ -207,6 +268,7 @@ def test_parts_hold_what_their_stage_depends_on():
     ways = {
         "train__checkpoint_every": 3,
         "train__ray_address": "auto",
+        "train__gpus_per_worker": 2,
         "data__processes": 1,
         "evaluate__gpus": 2,
     }

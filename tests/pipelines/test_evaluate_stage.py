@@ -247,8 +247,7 @@ def test_a_task_of_the_harness(prepared, tmp_path):
     metrics = ["prompt_level_strict_acc", "prompt_level_loose_acc"]
     task = {"kind": "lm_eval", "version": 1, "task": "ifeval", "metrics": metrics, "data_file": str(data)}
     config = resolve_config(
-        settings
-        | {"benchmarks": {"ifeval": task}, "register": {"champion_metric": "ifeval/full/" + metrics[0]}},
+        settings | {"benchmarks": {"ifeval": task}, "register": {"champion_metric": "ifeval/full/" + metrics[0]}},
         "test",
     )
     result = evaluate(config, *CELL, "ifeval", limit=2)

@@ -91,14 +91,10 @@ def evaluate(tokenizer, tmp_path):
         benchmark = Letters(contexts, drop_first)
         segment = model.config.segment if hasattr(model, "memory_layers") else "message"
         encoder = PromptEncoder(tokenizer, segment, window)
-        reader = options.pop("reader", None) or Reader(
-            model, [tokenizer.eos_token_id], tokenizer.pad_token_id
-        )
+        reader = options.pop("reader", None) or Reader(model, [tokenizer.eos_token_id], tokenizer.pad_token_id)
         log = RecordLog(options.pop("path", tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"), {"key": 1})
         limit = options.pop("max_new_tokens", None)
-        Engine(benchmark, contexts, reader, encoder, log, batch_size, limit, Console(quiet=True)).run(
-            conditions
-        )
+        Engine(benchmark, contexts, reader, encoder, log, batch_size, limit, 2**20, Console(quiet=True)).run(conditions)
         log.close()
         return {(r["condition"], r["question_id"]): r for r in log.records}
 
@@ -122,9 +118,7 @@ class Alone:
         return self.model.write(ids, segment_ids=segments)
 
     def answer_ids(self, question):
-        return torch.tensor(
-            [[*self.tokenizer(question.references[0]).input_ids, self.tokenizer.eos_token_id]]
-        )
+        return torch.tensor([[*self.tokenizer(question.references[0]).input_ids, self.tokenizer.eos_token_id]])
 
     def ask(self, ids, segments, question, memory, write):
         """One joint pass over prompt and answer, and a plain generate."""
@@ -172,26 +166,18 @@ def test_question_alone_with_every_memory(strategy, make_model, tokenizer, evalu
             for condition, memory in memories.items():
                 expected = alone.ask(ids, segments, question, memory, write=False)
                 assert_same(records[condition, question.question_id], expected)
-    nlls = {
-        condition: [r["nll"] for (c, _), r in records.items() if c == condition] for condition in memories
-    }
-    assert nlls["none"] != nlls["state"] != nlls["swapped"], (
-        "the memory must matter for this test to tell anything"
-    )
+    nlls = {condition: [r["nll"] for (c, _), r in records.items() if c == condition] for condition in memories}
+    assert nlls["none"] != nlls["state"] != nlls["swapped"], "the memory must matter for this test to tell anything"
 
 
 @pytest.mark.parametrize("strategy", ["tsw", "msw"])
-def test_full_with_a_shared_history_is_the_whole_prompt_read_at_once(
-    strategy, make_model, tokenizer, evaluate
-):
+def test_full_with_a_shared_history_is_the_whole_prompt_read_at_once(strategy, make_model, tokenizer, evaluate):
     model = make_model(strategy)
     records, alone = evaluate(model, conditions=["full"]), Alone(model, tokenizer)
     for c in CONTEXTS:
         for question in c.questions:
             ids, segments = alone.encode(prompt_messages(question, c.history))
-            assert_same(
-                records["full", question.question_id], alone.ask(ids, segments, question, None, write=True)
-            )
+            assert_same(records["full", question.question_id], alone.ask(ids, segments, question, None, write=True))
 
 
 def test_full_under_ssw_reads_history_then_question_then_answer(make_model, tokenizer, evaluate):
@@ -237,9 +223,7 @@ def test_the_frozen_backbone_is_the_adapter_with_an_empty_memory(make_model, tok
     records = evaluate(model, conditions=["none", "full"])
     same = {
         condition: [
-            frozen[key]["nll"] == pytest.approx(records[key]["nll"], abs=1e-4)
-            for key in frozen
-            if key[0] == condition
+            frozen[key]["nll"] == pytest.approx(records[key]["nll"], abs=1e-4) for key in frozen if key[0] == condition
         ]
         for condition in ("none", "full")
     }
@@ -248,18 +232,14 @@ def test_the_frozen_backbone_is_the_adapter_with_an_empty_memory(make_model, tok
     ids = torch.tensor(
         [encode_messages(tokenizer, prompt_messages(CONTEXTS[1].questions[0], CONTEXTS[1].history), True)[0]]
     )
-    made = model.base_model.generate(
-        ids, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id
-    )
+    made = model.base_model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     prediction = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
     assert frozen["full", "q1.0"]["prediction"] == prediction
 
 
 @pytest.mark.parametrize("drop_first", ["oldest", "newest"])
 @pytest.mark.parametrize("strategy", ["tsw", "ssw"])
-def test_what_the_window_has_no_room_for_is_still_written(
-    drop_first, strategy, make_model, tokenizer, evaluate
-):
+def test_what_the_window_has_no_room_for_is_still_written(drop_first, strategy, make_model, tokenizer, evaluate):
     model, window = make_model(strategy), 200
     records, alone = (
         evaluate(model, conditions=["full"], window=window, drop_first=drop_first),
@@ -269,9 +249,7 @@ def test_what_the_window_has_no_room_for_is_still_written(
     count = records["full", "q2.0"]["left_out"]
     assert 0 < count < len(c.history)
     oldest = drop_first == "oldest"
-    left_out, kept = (
-        (c.history[:count], c.history[count:]) if oldest else (c.history[-count:], c.history[:-count])
-    )
+    left_out, kept = (c.history[:count], c.history[count:]) if oldest else (c.history[-count:], c.history[:-count])
     for question in c.questions:
         ids, segments = alone.encode(prompt_messages(question, kept))
         start = segments[0].tolist().index(segments.max())
@@ -338,9 +316,7 @@ def test_an_interrupted_run_asks_nothing_twice(make_model, tokenizer, evaluate, 
         evaluate(model, path=path, reader=reader)
     assert 0 < reader.asked < 40
     with path.open("ab") as file:
-        file.write(
-            b'{"records": [{"question_id": "q0.0", "cond'
-        )  # the machine stopped in the middle of a line
+        file.write(b'{"records": [{"question_id": "q0.0", "cond')  # the machine stopped in the middle of a line
     first = reader.asked
     records = evaluate(model, path=path, reader=reader)
     assert reader.asked == 40
@@ -369,8 +345,7 @@ def test_limits_of_answers(make_model, evaluate):
         evaluate(model, conditions=["state"], max_new_tokens=2),
     )
     assert all(
-        long[key]["prediction"].startswith(record["prediction"].rstrip("\ufffd"))
-        for key, record in short.items()
+        long[key]["prediction"].startswith(record["prediction"].rstrip("\ufffd")) for key, record in short.items()
     )
     assert all(len(record["prediction"]) <= 2 for record in short.values())
 

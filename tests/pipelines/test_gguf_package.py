@@ -9,7 +9,7 @@ from gguf import GGUFWriter
 
 from pipelines.backbone import load_backbone, prepare_backbone
 from pipelines.backbone_sources.gguf_package import cached_gguf
-from pipelines.config import PackageBackbone
+from pipelines.config_backbones import PackageBackbone
 from pipelines.errors import StageError
 
 SMOLLM2 = Path(__file__).parents[2] / "configs" / "backbones" / "smollm2-135m-instruct.yaml"
@@ -86,8 +86,6 @@ def test_smollm2_from_its_package_answers(tmp_path):
     model, tokenizer = load_backbone(tmp_path / "smollm2")
     assert model.dtype == torch.bfloat16 and not hasattr(model.config, "quantization_config")
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)

@@ -1,6 +1,8 @@
 """Sharing GPUs between jobs, with made-up GPU ids: only their names and the locks matter."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.gpu_slots import claim, visible_gpus
+from pipelines.gpu_slots import claim, thousandths, visible_gpus
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -28,20 +32,48 @@ def test_visible_gpus_follow_the_environment(monkeypatch):
 
 
 def test_claims_don_t_overlap(gpus, tmp_path):
-    with claim(1, tmp_path) as first, claim(2, tmp_path) as second:
+    with claim(1000, tmp_path) as first, claim(2000, tmp_path) as second:
         assert sorted(first + second) == ["3", "5", "7"]
-    with claim(9, tmp_path) as every:
+    with claim(9000, tmp_path) as every:
         assert every == ["3", "5", "7"], "no more than there are"
+
+
+def test_shares_fill_one_gpu_before_the_next_and_leave_whole_ones_free(gpus, tmp_path):
+    with contextlib.ExitStack() as held:
+        quarters = [held.enter_context(claim(250, tmp_path)) for _ in range(5)]
+        assert quarters == [["3"]] * 4 + [["5"]]
+        assert held.enter_context(claim(500, tmp_path)) == ["5"]
+        assert held.enter_context(claim(1000, tmp_path)) == ["7"]
+        assert held.enter_context(claim(250, tmp_path)) == ["5"]
+    with claim(3000, tmp_path) as every:
+        assert len(every) == 3, "everything was given back"
+
+
+def test_a_dead_jobs_share_is_free_again(gpus, tmp_path):
+    program = (
+        "import os, signal, sys; from pathlib import Path; from pipelines.gpu_slots import claim\n"
+        "with claim(3000, Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    died = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=PROJECT)
+    assert died.returncode == -signal.SIGKILL and len(list(tmp_path.glob("*.held"))) == 3
+    with claim(3000, tmp_path) as every:
+        assert len(every) == 3
+
+
+@pytest.mark.parametrize("parts", range(1, 17))
+def test_as_many_jobs_as_a_share_promises_fit_a_gpu(parts):
+    assert parts * thousandths(1 / parts) <= 1000 < (parts + 1) * thousandths(1 / parts)
+    assert thousandths(float(parts)) == 1000 * parts
 
 
 def test_a_claim_waits_for_a_free_gpu(gpus, tmp_path):
     got = threading.Event()
 
     def take() -> None:
-        with claim(2, tmp_path):
+        with claim(2000, tmp_path):
             got.set()
 
-    with claim(2, tmp_path):
+    with claim(2000, tmp_path):
         waiting = threading.Thread(target=take)
         waiting.start()
         assert not got.wait(1.0)
@@ -49,7 +81,7 @@ def test_a_claim_waits_for_a_free_gpu(gpus, tmp_path):
     assert got.is_set()
 
 
-@pytest.mark.parametrize(("count", "seen"), [(2, "3,5"), (0, "3,5,7")])
+@pytest.mark.parametrize(("count", "seen"), [(2000, "3,5"), (125, "3"), (0, "3,5,7")])
 def test_the_command_sees_its_gpus_and_gives_its_exit_code(gpus, count, seen, tmp_path):
     program = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(7)"
     result = subprocess.run(
@@ -57,6 +89,6 @@ def test_the_command_sees_its_gpus_and_gives_its_exit_code(gpus, count, seen, tm
         capture_output=True,
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=PROJECT,
     )
     assert (result.stdout.strip(), result.returncode) == (seen, 7), result.stderr

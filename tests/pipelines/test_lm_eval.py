@@ -110,9 +110,7 @@ def test_without_an_adapter_it_is_the_harnesss_own_model(base, tokenizer):
 def test_a_likelihood_is_that_of_one_pass_that_reads_and_writes(delta, tokenizer, strategy):
     model = delta(strategy)
     context, continuation = "The cat sat on the", " mat today"
-    ((value, _),) = DeltaMemLM(model, tokenizer).loglikelihood(
-        requests("loglikelihood", (context, continuation))
-    )
+    ((value, _),) = DeltaMemLM(model, tokenizer).loglikelihood(requests("loglikelihood", (context, continuation)))
     ids = torch.tensor([tokenizer.encode(context + continuation)])
     with torch.inference_mode():
         logits = model(ids).logits[0].log_softmax(-1)
@@ -184,9 +182,7 @@ def test_what_was_answered_is_not_asked_again(delta, tokenizer, tmp_path, monkey
 
     resumed = DeltaMemLM(model, tokenizer, log=RecordLog(tmp_path / "log.jsonl", key))
     generated = []
-    monkeypatch.setattr(
-        resumed.reader, "generate", lambda rows, last, *_, **__: generated.append(len(last)) or [[]]
-    )
+    monkeypatch.setattr(resumed.reader, "generate", lambda rows, last, *_, **__: generated.append(len(last)) or [[]])
     answers = resumed.generate_until(requests("generate_until", *asked))
     assert answers[:2] == first
     assert generated == [1]
@@ -245,9 +241,7 @@ def gpqa(folder, **changes):
 def test_gpqa_by_reasoning_and_by_likelihood(delta, tokenizer, tmp_path):
     model = delta("msw")
     metrics = ["exact_match,flexible-extract", "exact_match,strict-match"]
-    records, harness = run_lm_eval(
-        model, tokenizer, gpqa(tmp_path, metrics=metrics, max_new_tokens=5), batch_size=3
-    )
+    records, harness = run_lm_eval(model, tokenizer, gpqa(tmp_path, metrics=metrics, max_new_tokens=5), batch_size=3)
     assert len(records) == 3
     assert all(set(metrics) < set(record) and record["references"][0] in "(A)(B)(C)(D)" for record in records)
     random.seed(5)  # whatever the random state is, the options are shuffled the same way

@@ -56,9 +56,7 @@ def test_generated(configure):
     assert record["episodes"] == record["usable_questions"] == 35
     assert record["dropped"] == {}
     assert record["answer_types"] == {"extractive": 30, "unanswerable": 3, "yes_no": 2}
-    assert record["tokens"]["written"]["max"] == max(
-        map(len, episodes(config, "train")["context_ids"].to_pylist())
-    )
+    assert record["tokens"]["written"]["max"] == max(map(len, episodes(config, "train")["context_ids"].to_pylist()))
     assert record["provenance"]["config_hash"]
     assert manifest(config, "eval")["papers_also_in_train"] == []
 
@@ -67,9 +65,7 @@ def test_generated_papers_pass_as_official_file(configure, tmp_path):
     config = configure(**small())
     preprocess(config, BACKBONE)
     written = Layout(config).data(BACKBONE, "eval") / "papers.json"
-    assert json.loads(written.read_text()) == generate_papers(
-        "eval", Generated(train_papers=5, eval_papers=3)
-    )
+    assert json.loads(written.read_text()) == generate_papers("eval", Generated(train_papers=5, eval_papers=3))
     shutil.copy(written, tmp_path / "copy.json")
     before = episodes(config, "eval").to_pylist()
     path = str(tmp_path / "copy.json")
@@ -106,10 +102,7 @@ def official_file(folder, name="papers.json"):
     empty = {"answer": {"extractive_spans": [], "free_form_answer": ""}}
 
     def paper(text, *answers):
-        qas = [
-            {"question": "What?", "question_id": f"{text[:5]}-{n}", "answers": a}
-            for n, a in enumerate(answers)
-        ]
+        qas = [{"question": "What?", "question_id": f"{text[:5]}-{n}", "answers": a} for n, a in enumerate(answers)]
         return {"title": "", "full_text": [{"section_name": "S", "paragraphs": [text]}], "qas": qas}
 
     papers = {

@@ -10,9 +10,7 @@ from pipelines.provenance import code_version, provenance
 
 def git(folder, *arguments):
     settings = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
-    result = subprocess.run(
-        ["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    )
+    result = subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True)
     return result.stdout.strip()
 
 

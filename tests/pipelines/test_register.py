@@ -1,16 +1,21 @@
 """Registration in a real MLflow store in a temporary folder."""
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from pipelines.backbone import load_backbone
+from pipelines.baselines.lora import load_lora
 from pipelines.errors import StageError
 from pipelines.model_store import tracking_uri
+from pipelines.pyfunc import ADAPTER_FILES
 from pipelines.register import choose_champion, register_cell
 
 CELL = ("tiny-random", "tsw", 42)
@@ -38,9 +43,7 @@ def test_a_cell_becomes_a_run_and_a_version(registered):
     assert [(point.step, point.value) for point in history][:2] == [(1, 3.0), (2, 1.5)]
     record = json.loads(run.layout.backbone_record("tiny-random").read_text())
     assert version.tags["backbone_digest"] == record["digest"]
-    assert {"config_hash", "commit", "data_digest", "adapter_digest", "backbone_revision"} <= set(
-        version.tags
-    )
+    assert {"config_hash", "commit", "data_digest", "adapter_digest", "backbone_revision"} <= set(version.tags)
     assert [file.path for file in client.list_artifacts(version.run_id, "evals")] == [
         "evals/qasper.json",
         "evals/qasper.records.parquet",
@@ -105,6 +108,7 @@ def test_the_best_seed_is_the_strategys_champion(finished_run):
 
 LOAD_ELSEWHERE = """
 import sys
+from pathlib import Path
 import mlflow, torch
 from deltamem import DeltaMemModel
 from pipelines.backbone import load_backbone
@@ -172,6 +176,41 @@ def test_a_missing_evaluation_is_named(finished_run):
 
 
 def test_a_metric_that_was_not_measured_is_named(finished_run):
-    run = finished_run(register={"champion_metric": "qasper/memory_effect_bleu"})
-    with pytest.raises(StageError, match=r"no 'qasper/memory_effect_bleu'; they have .*memory_effect_nll"):
-        register_cell(run.config, *CELL)
+    run = finished_run(register={"champion_metric": "qasper/memory_effect_bleu"}, strategies=["tsw"])
+    told = r"its evaluations have no 'qasper/memory_effect_bleu'; they have .*memory_effect_nll"
+    record = register_cell(run.config, *CELL)
+    assert re.match(told, record["no_champion"])
+    with pytest.raises(StageError, match=f"no adapter of tiny-random can be champion .tsw, seed 42: {told}"):
+        choose_champion(run.config, "tiny-random")
+
+
+def test_a_lora_is_registered_and_only_champion_by_a_metric_it_has(finished_run):
+    run = finished_run(strategies=["tsw", "context2lora"])
+    lora = ("tiny-random", "context2lora", 42)
+    for cell in (lora, CELL):
+        register_cell(run.config, *cell)
+    record = json.loads(run.layout.registration(*lora).read_text())
+    assert record["no_champion"] == (
+        "its evaluations have no 'qasper/memory_effect_nll'; "
+        "they have qasper/full/f1, qasper/full/nll, qasper/none/f1, qasper/none/nll"
+    )
+    assert choose_champion(run.config, "tiny-random")["strategy"] == "tsw"
+
+    uri = tracking_uri(run.config)
+    client = MlflowClient(uri, uri)
+    version = client.get_model_version("deltamem-tiny-random-context2lora", record["version"])
+    assert "without a pyfunc loader" in version.description and not version.aliases
+    logged = client.get_run(version.run_id).data
+    assert (logged.params["adapter.kind"], logged.params["adapter.rank"]) == ("lora", "8")
+    assert logged.params["adapter.context"] == "True" and logged.metrics["qasper/full/nll"] == 3.0
+    assert len(client.get_metric_history(version.run_id, "curve/loss")) == 5
+    folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=uri))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(ADAPTER_FILES)
+    load_lora(load_backbone(run.layout.backbone("tiny-random"))[0], folder)
+
+    changes = {"champion_metric": "qasper/full/nll", "higher_is_better": False}
+    other = run.config.model_copy(update={"registry": run.config.registry.model_copy(update=changes)})
+    run.evaluate(*CELL, effect=1.0, conditions=("none", "state", "swapped"))
+    for cell in (lora, CELL):
+        register_cell(other, *cell)
+    assert choose_champion(other, "tiny-random")["strategy"] == "context2lora"

@@ -16,9 +16,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 def submit(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines.submit", "--address", address]
     command += ["--configfile", "configs/quickstart.yaml", "--", "--dry-run", "--cores", "1"]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=PROJECT, env={**os.environ, **environment}
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env={**os.environ, **environment})
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,21 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipelines.config import load_config
+from pipelines.backbone import load_backbone, load_tokenizer
+from pipelines.baselines.lora import PromptObjective, collate_prompts
+from pipelines.config import load_config, resolve_config
 from pipelines.errors import StageError
+from pipelines.evaluation.models import load_model
 from pipelines.layout import Layout
 from pipelines.preprocess import preprocess
+from pipelines.shards import open_episodes
 from pipelines.train import train_cell
+from pipelines.training.batches import Schedule
+from pipelines.training.recipes import recipe_of
 
 CELL = ("tiny-random", "tsw", 42)
 STEPS, KILL_AT = 24, 9
@@ -29,7 +37,8 @@ def prepared(tmp_path_factory):
     """A configuration of a tiny random backbone whose first two stages are done."""
     folder = tmp_path_factory.mktemp("train")
     values = {
-        "name": "t", "results_dir": str(folder / "results"), "backbones": ["tiny-random"], "strategies": ["tsw"],
+        "name": "t", "results_dir": str(folder / "results"), "backbones": ["tiny-random"],
+        "strategies": ["tsw", "context2lora", "lora_without_context"],
         "benchmarks": ["qasper"], "seeds": [42],
         "data": {"source": "generated", "generated": {"train_papers": 6, "eval_papers": 2, "facts_per_paper": 3},
                  "max_written_tokens": 512, "max_read_tokens": 128, "processes": 1},
@@ -100,6 +109,113 @@ def test_a_killed_worker_changes_nothing(prepared, monkeypatch):
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "curve.csv", "training.json"
     ]  # fmt: skip
+
+
+@pytest.fixture
+def short(prepared, tmp_path):
+    """The same with a shorter training, in a place of its own; call it with changed keys of the sections."""
+
+    def make(**changes):
+        values = yaml.safe_load(prepared.read_text())
+        results = tmp_path / "results"
+        shutil.copytree(Path(values["results_dir"]), results, ignore=shutil.ignore_patterns("train_state", "adapters"))
+        values["results_dir"] = str(results)
+        values["train"] |= {"max_steps": 4, "checkpoint_every": 2}
+        for section, keys in changes.items():
+            values[section] |= keys
+        return resolve_config(values, "test")
+
+    return make
+
+
+def narrow_the_window(config, longest_left_out: int) -> int:
+    """Makes the backbone's window too short for the prompts of its longest contexts; returns how many those are."""
+    folder = Layout(config).backbone("tiny-random")
+    episodes = open_episodes(Layout(config).data("tiny-random", "train"))
+    sizes = sorted(
+        prompts.input_ids.shape[1]
+        for row in range(len(episodes))
+        for prompts in [collate_prompts(episodes, [[row]], load_tokenizer(folder), True)]
+    )
+    window = sizes[-longest_left_out - 1]
+    changed = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": window}
+    (folder / "config.json").write_text(json.dumps(changed))
+    return sum(size > window for size in sizes)
+
+
+@pytest.mark.slow
+def test_a_lora_goes_through_the_same_stage(short):
+    config, cell = short(train={"precision": "bfloat16"}), ("tiny-random", "context2lora", 42)
+    layout = Layout(config)
+    folder = train_cell(config, *cell)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "curve.csv", "training.json"
+    ]  # fmt: skip
+    tensors = load_file(folder / "adapter_model.safetensors").values()
+    assert all(tensor.dtype == torch.float32 and tensor.abs().sum() > 0 for tensor in tensors)
+    curve = list(csv.DictReader((folder / "curve.csv").open()))
+    assert [row["step"] for row in curve] == ["1", "2", "3", "4"]
+    assert all(row["loss"] == row["answer_nll"] and row["write_gate"] == row["state_norm"] == "" for row in curve)
+    assert float(curve[-1]["loss"]) < float(curve[0]["loss"])
+    record = json.loads((folder / "training.json").read_text())
+    assert record["step"] == 4 and record["strategy"] == "context2lora" and "write_gate" not in record["metrics"]
+    assert record["prompts_beyond_the_window"] == {"count": 0, "handled": "drop"}
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny-random"
+    assert str(layout.results) not in (folder / "README.md").read_text()
+    assert not layout.train_state(*cell).exists()
+
+    # what was saved is what was trained
+    model, _, digests = load_model(config, *cell)
+    recipe = recipe_of(config, config.cell(*cell))
+    batch = recipe.collate(recipe.episodes()[0], [[0], [1], [2]])
+    with torch.no_grad():
+        trained = PromptObjective(model)(batch).item()
+        untrained = recipe.objective(load_backbone(layout.backbone("tiny-random"))[0])(batch).item()
+    assert trained < untrained and digests["adapter"]
+
+
+def test_a_lora_without_context_never_sees_it(short):
+    config = short()
+    recipe = recipe_of(config, config.cell("tiny-random", "lora_without_context", 42))
+    episodes, notes = recipe.episodes()
+    assert notes == {} and len(episodes) == len(open_episodes(recipe.data))
+    schedule = Schedule(episodes, config.train, 42, config.train.num_workers)
+    row = episodes.slice(0, 1).to_pylist()[0]
+    assert schedule.lengths[0] == len(row["question_ids"]) + len(row["answer_ids"])
+    batch = recipe.collate(episodes, [[0]])
+    assert batch.input_ids[0].tolist() == row["question_ids"] + row["answer_ids"]
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_prompts_beyond_the_window_are_dropped_or_cut(short, overlong):
+    config = short(data={"overlong": overlong})
+    count = narrow_the_window(config, longest_left_out=3)
+    recipe = recipe_of(config, config.cell("tiny-random", "context2lora", 42))
+    everything = open_episodes(recipe.data)
+    episodes, notes = recipe.episodes()
+    assert notes == {"prompts_beyond_the_window": {"count": count, "handled": overlong}} and count >= 1
+    assert len(episodes) == len(everything) - (count if overlong == "drop" else 0)
+    window = recipe.backbone_config.max_position_embeddings
+    sizes = [recipe.collate(episodes, [[row]]).input_ids.shape[1] for row in range(len(episodes))]
+    assert max(sizes) <= window
+    uncut = {row["question_id"]: row["messages"] for row in everything.to_pylist()}
+    changed = [row for row in episodes.to_pylist() if row["messages"] != uncut[row["question_id"]]]
+    assert len(changed) == (count if overlong == "truncate" else 0)
+    for row in changed:
+        text, whole = (
+            "\n".join(message["content"] for message in messages)
+            for messages in (row["messages"], uncut[row["question_id"]])
+        )
+        assert text and whole.startswith(text)
+
+
+def test_no_prompt_fits_the_window(short):
+    config = short()
+    folder = Layout(config).backbone("tiny-random")
+    changed = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 8}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(StageError, match="strategies.context2lora: no training episode's context.*8 tokens; lower"):
+        train_cell(config, "tiny-random", "context2lora", 42)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The order of episodes and their tensors: fixed, complete, and the same for any number of workers."""
 
+from itertools import combinations, pairwise
+
 import pyarrow as pa
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from pipelines.config import Train
 from pipelines.errors import StageError
 from pipelines.shards import SCHEMA
-from pipelines.training.batches import Schedule, collate
+from pipelines.training.batches import Schedule, collate, cut_evenly
 from pipelines.training.learning_rate import learning_rate
 
 
@@ -47,8 +49,11 @@ def test_an_epoch_asks_every_question_and_workers_only_share_it_out(counts, shap
     for step in range(schedule.steps):
         dealt = [schedule.micro_batches(step, rank) for rank in range(workers)]
         assert {len(batches) for batches in dealt} == {schedule.accumulation}
-        groups = sorted(group for batches in dealt for batch in batches for group in batch)
-        assert groups == sorted(group for batch in alone.micro_batches(step, 0) for group in batch)
+        groups = sorted(group for batches in dealt for batch in batches for group in batch.groups)
+        assert groups == sorted(group for batch in alone.micro_batches(step, 0) for group in batch.groups)
+        shares = [batch.weight / sum(map(len, batch.groups)) for batches in dealt for batch in batches]
+        assert shares == pytest.approx([shares[0]] * len(shares))  # every question counts alike
+        assert sum(batch.weight for batches in dealt for batch in batches) == pytest.approx(len(shares))
         seen += [row for group in groups for row in group]
     assert set(seen) == set(range(len(table)))
     assert schedule.micro_batches(0, 0) == Schedule(table, options, seed, workers).micro_batches(0, 0)
@@ -67,15 +72,34 @@ def test_batches_that_cannot_be_dealt_out_and_empty_data_are_errors():
         Schedule(episodes([]), train(), 0, 2)
 
 
-def test_collate_pads_contexts_right_and_answers_end_together():
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.data())
+def test_no_other_cut_makes_the_largest_micro_batch_smaller(lengths, data):
+    lengths.sort()
+    parts = data.draw(st.integers(1, len(lengths)))
+
+    def largest(cuts):
+        return max((b - a) * lengths[b - 1] for a, b in pairwise(cuts))
+
+    cuts = cut_evenly(lengths, parts)
+    assert len(cuts) == parts + 1 and cuts[0] == 0 and cuts[-1] == len(lengths) and sorted(set(cuts)) == cuts
+    others = ([0, *inner, len(lengths)] for inner in combinations(range(1, len(lengths)), parts - 1))
+    assert largest(cuts) == min(map(largest, others))
+
+
+def test_collate_pads_on_the_right_and_knows_where_answers_stand():
     table = episodes([3, 1], width=lambda paper: 4 + paper)
     batch = collate(table, [[0, 1, 2], [3]], pad_id=0)
     assert batch.context_ids.tolist() == [[3, 4, 5, 6, 0], [3, 4, 5, 6, 7]]
+    assert batch.context_mask.tolist() == [[True] * 4 + [False], [True] * 5]
     assert batch.segment_ids.tolist() == [[0, 0, 0, 0, -1], [0] * 5]
-    assert batch.input_ids.tolist() == [[0, 0, 7, 8], [7, 7, 8, 9], [7, 7, 7, 8], [0, 0, 7, 8]]
-    assert batch.answer_lengths.tolist() == [1, 2, 1, 1] and batch.owner.tolist() == [0, 0, 0, 1]
+    assert batch.input_ids.tolist() == [[7, 8, 0, 0], [7, 7, 8, 9], [7, 7, 7, 8], [7, 8, 0, 0]]
+    assert batch.owner.tolist() == [0, 0, 0, 1]
+    assert batch.answer_rows.tolist() == [0, 1, 1, 2, 3] and batch.answer_columns.tolist() == [0, 1, 2, 2, 0]
+    assert batch.answer_ids.tolist() == [8, 8, 9, 8, 8]
+    assert torch.equal(batch.input_ids[batch.answer_rows, batch.answer_columns + 1], batch.answer_ids)
+    assert batch.answer_weights.tolist() == pytest.approx([1 / 4, 1 / 8, 1 / 8, 1 / 4, 1 / 4])
     assert batch.tokens == 4 + 5 + 2 + 4 + 4 + 2
-    assert torch.equal(batch.attention_mask, (batch.input_ids != 0).long())
+    assert collate(table, [[0, 1]], pad_id=0).context_mask is None
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero_as_transformers_does():

@@ -52,8 +52,8 @@ def _worker(rank, workers, port, folder, start_from):
     first = engines.load_state(folder / start_from, engine) if start_from else 0
     for step in range(first, STEPS):
         engines.set_learning_rate(engine, learning_rate(train, step, STEPS))
-        for groups in schedule.micro_batches(step, rank):
-            engine.backward(engine(collate(table, groups, 0)).loss)
+        for groups, weight in schedule.micro_batches(step, rank):
+            engine.backward(engine(collate(table, groups, 0)).loss * weight)
             engine.step()
         if step + 1 in (SAVED_AT, STEPS):
             tensors = engines.gather_state(engine)

@@ -26,7 +26,7 @@ class Workflow:
             "evaluate": {"use_gpu": False},
         }
 
-    def run(self, *arguments: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, config: Path | list[Path] | None = None) -> subprocess.CompletedProcess[str]:
         own = self.folder / "config.yaml"
         own.write_text(yaml.safe_dump(self.settings))
         command = [
@@ -38,19 +38,18 @@ class Workflow:
             "--cores",
             "2",
         ]
-        command += [*arguments, "--directory", str(self.folder), "--configfile", str(config or own)]
+        configs = config if isinstance(config, list) else [config or own]
+        command += [*arguments, "--directory", str(self.folder), "--configfile", *map(str, configs)]
         path = os.pathsep.join([str(PROJECT), str(PROJECT / "kernels")])
         environment = {**os.environ, "PYTHONPATH": path}
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder)
 
-    def plan(self, *arguments: str, config: Path | None = None) -> list[str]:
+    def plan(self, *arguments: str, config: Path | list[Path] | None = None) -> list[str]:
         """The messages of the jobs that would run ("Training tsw on …"), without anything being done."""
         result = self.run("--dry-run", *arguments, config=config)
         text = result.stdout + result.stderr
         assert result.returncode == 0, text
-        jobs = [
-            line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("Job ") and ": " in line
-        ]
+        jobs = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("Job ") and ": " in line]
         return [job.split(";")[0] for job in jobs]
 
     def pretend(self) -> None:

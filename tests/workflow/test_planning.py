@@ -1,5 +1,6 @@
 """Which jobs Snakemake plans, for whole runs and after changes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def test_the_papers_table_is_planned_whole(workflow):
     assert {job for job in planned if job.startswith("Training")} == {
         f"Training {strategy} on {backbone}, seed 42"
         for backbone in ("qwen3-4b-instruct-2507", "qwen3-8b", "smollm3-3b")
-        for strategy in ("tsw", "ssw", "msw")
+        for strategy in ("tsw", "ssw", "msw", "context2lora", "lora_without_context")
     }
     assert {job for job in planned if job.startswith("Evaluating")} == {
         f"Evaluating {strategy} on {backbone}, seed {seed}: {benchmark}"
@@ -25,11 +26,45 @@ def test_the_papers_table_is_planned_whole(workflow):
     assert len({job for job in planned if job.startswith("Evaluating frozen")}) == 3 * len(config.benchmarks)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "single_gpu"])
-def test_every_configuration_can_be_planned(workflow, name):
-    assert (
-        sum(job.startswith("Training") for job in workflow.plan(config=PROJECT / f"configs/{name}.yaml")) == 3
-    )
+@pytest.mark.parametrize(("name", "trainings"), [("quickstart", 3), ("single_gpu", 3), ("ablations", 17)])
+def test_every_configuration_can_be_planned(workflow, name, trainings):
+    planned = workflow.plan(config=PROJECT / f"configs/{name}.yaml")
+    assert sum(job.startswith("Training") for job in planned) == trainings
+
+
+def test_one_configuration_laid_over_another(workflow):
+    configs = [PROJECT / "configs" / name for name in ("ablations.yaml", "overrides/ablations_smollm2.yaml")]
+    (workflow.folder / "data/qasper").mkdir(parents=True)
+    for split in ("train", "dev"):
+        (workflow.folder / f"data/qasper/qasper-{split}-evidence.json").touch()
+    planned = workflow.plan(config=configs)
+    assert "Training layers_last on smollm2-135m-instruct, seed 42" in planned
+    assert len(planned) == 2 + 17 + 18 * 3 + 17 + 2  # data, training, evaluation, registration, champion and report
+
+
+@pytest.mark.parametrize(
+    ("visible", "limit", "shared", "spread", "evaluated"),
+    [("0,1", None, 500, 2000, 333), ("0,1,2,3", 1, 500, 1000, 333), ("", 1, 500, 1000, 333), ("", None, 0, 0, 0)],
+)
+def test_jobs_take_shares_of_gpus(workflow, monkeypatch, visible, limit, shared, spread, evaluated):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    workflow.settings["strategies"] = {
+        "shared": {"from": "tsw", "train": {"gpus_per_worker": 0.5}},
+        "spread": {"from": "tsw", "train": {"num_workers": 8}},
+        "elsewhere": {"from": "tsw", "train": {"ray_address": "auto"}},
+    }
+    workflow.settings["train"]["use_gpu"] = True
+    workflow.settings["evaluate"] |= {"use_gpu": True, "gpus": 0.33}
+    options = ["--resources", f"gpus={limit}"] if limit else []
+    planned = workflow.run("--dry-run", "--printshellcmds", *options)
+    assert planned.returncode == 0, planned.stderr
+    claims = re.findall(r"gpu_slots (\d+) \S+ -m pipelines\.(\w+) .*--strategy (\w+)", planned.stdout + planned.stderr)
+    assert {(stage, strategy): int(claim) for claim, stage, strategy in claims} == {
+        ("train", "shared"): shared,
+        ("train", "spread"): spread,
+        ("train", "elsewhere"): 0,
+        **{("evaluate", strategy): evaluated for strategy in ("frozen", "shared", "spread", "elsewhere")},
+    }
 
 
 def test_partial_reruns(workflow):

@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from pipelines import parts
 from pipelines.config import resolve_config
 from pipelines.errors import StageError
-from pipelines.gpu_slots import visible_gpus
+from pipelines.gpu_slots import WHOLE, thousandths, visible_gpus
 from pipelines.layout import Layout
 from pipelines.run_status import summary
 
@@ -22,10 +22,11 @@ except StageError as error:
 LAYOUT = Layout(CONFIG)
 RESOLVED = str(LAYOUT.resolved_config)
 
-# Snakemake counts GPUs but can't know how many there are; a limit given on the command line wins.
-GPUS = len(visible_gpus())
-if "gpus" not in workflow.global_resources:
-    workflow.register_resource("gpus", GPUS)
+# How many GPUs there are Snakemake can't know; a limit on the command line (--resources gpus=4) wins. Jobs may take a
+# share of one and Snakemake counts in whole numbers, so they are given out in thousandths.
+GPU_LIMIT = workflow.global_resources["gpus"].value if "gpus" in workflow.global_resources else len(visible_gpus())
+GPU_SHARES = WHOLE * GPU_LIMIT
+workflow.register_resource("gpu_thousandths", GPU_SHARES)
 
 
 wildcard_constraints:
@@ -40,9 +41,9 @@ def part(value):
     return json.dumps(value, sort_keys=True)
 
 
-def gpus(wanted):
+def gpu_shares(gpus, jobs=1):
     """At most what this machine has: a stage that lacks its GPUs says so itself, a scheduler would just wait."""
-    return min(wanted, GPUS)
+    return min(jobs * thousandths(gpus), GPU_SHARES)
 
 
 def write_resolved_config():

@@ -27,8 +27,8 @@ rule evaluate:
     params:
         part=lambda wildcards: part(parts.evaluate(CONFIG, wildcards.strategy, wildcards.benchmark)),
     resources:
-        gpus=gpus(CONFIG.evaluate.gpus if CONFIG.evaluate.use_gpu else 0),
+        gpu_thousandths=gpu_shares(CONFIG.evaluate.gpus) if CONFIG.evaluate.use_gpu else 0,
     shell:
-        "{PYTHON} -m pipelines.gpu_slots {resources.gpus}"
+        "{PYTHON} -m pipelines.gpu_slots {resources.gpu_thousandths}"
         " {PYTHON} -m pipelines.evaluate --config {RESOLVED} --backbone {wildcards.backbone}"
         " --strategy {wildcards.strategy} --seed {wildcards.seed} --benchmark {wildcards.benchmark} > {log} 2>&1"

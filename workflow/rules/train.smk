@@ -9,6 +9,11 @@ def local_workers(wildcards):
     return 0 if training(wildcards).ray_address else training(wildcards).num_workers
 
 
+def local_gpus(wildcards):
+    train = training(wildcards)
+    return gpu_shares(train.gpus_per_worker, local_workers(wildcards)) if train.use_gpu else 0
+
+
 rule train:
     message:
         "Training {wildcards.strategy} on {wildcards.backbone}, seed {wildcards.seed}; follow it in {log}"
@@ -26,7 +31,8 @@ rule train:
         ),
     threads: lambda wildcards: max(1, local_workers(wildcards) * training(wildcards).cpus_per_worker)
     resources:
-        gpus=lambda wildcards: gpus(local_workers(wildcards) if training(wildcards).use_gpu else 0),
+        gpu_thousandths=local_gpus,
     shell:
-        "{PYTHON} -m pipelines.train --config {RESOLVED} --backbone {wildcards.backbone}"
+        "{PYTHON} -m pipelines.gpu_slots {resources.gpu_thousandths}"
+        " {PYTHON} -m pipelines.train --config {RESOLVED} --backbone {wildcards.backbone}"
         " --strategy {wildcards.strategy} --seed {wildcards.seed} > {log} 2>&1"
