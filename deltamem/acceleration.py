@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
 from deltamem.decoder import find_decoder
 
 
-def compile_norms_and_mlps(model: PreTrainedModel) -> PreTrainedModel:
+def compile_norms_and_mlps(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
     """Compile the backbone's norms and MLPs in place; returns the model.
 
     Written out in PyTorch, each RMSNorm and each gated MLP runs as half a dozen kernels and keeps as many float32
     intermediates for its backward pass. Compiled, they are one or two kernels that keep their inputs. Attention and its
     projections, where a memory is read and written, stay as they are.
+
+    Args:
+        **options: of ``torch.compile``. Shapes are dynamic unless these say otherwise: batches differ in length.
     """
+    options = {"dynamic": True, **options}
     compiled: set[int] = set()
     for layer in find_decoder(model).layers:
         for name, module in layer.module.named_modules():
             inside = any(id(parent) in compiled for parent in _parents(layer.module, name))
             if not inside and (name == "mlp" or type(module).__name__.endswith("RMSNorm")):
-                module.compile()
+                module.compile(**options)
                 compiled.add(id(module))
     return model
 

@@ -113,6 +113,9 @@ class Train(Section):
     write_penalty: Number = Field(0.01, ge=0)
     write_target: Number = Field(0.05, ge=0, le=1)
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile_backbone: bool = Field(
+        False, description="compile the backbone's norms and MLPs: less time and memory a step, a slow first one"
+    )
     deepspeed: Annotated[
         dict[str, Any],
         BeforeValidator(_deepspeed_settings),

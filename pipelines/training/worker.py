@@ -15,6 +15,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from deltamem.acceleration import compile_norms_and_mlps
 from pipelines.backbone import load_backbone
 from pipelines.config import load_config
 from pipelines.layout import Layout
@@ -53,6 +54,8 @@ def train_worker(task: dict[str, Any]) -> None:
     episodes, _ = recipe.episodes()
     schedule = Schedule(episodes, train, task.seed, workers)
     base, _ = load_backbone(Layout(config).backbone(task.backbone), device=device)
+    if train.compile_backbone:
+        compile_norms_and_mlps(base)
     objective = recipe.objective(base)
     engine = engines.make_engine(objective, train, schedule.micro, schedule.accumulation, device)
     start = _resume(engine)
