@@ -11,13 +11,12 @@ from __future__ import annotations
 import queue
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import median_seconds, report
 from benchmarks.shapes import random_backbone
@@ -27,6 +26,7 @@ from deltamem.chat_runtime import ChatRuntime
 from deltamem.server.engine import Engine, Finished, Job
 from deltamem.server.metrics import Metrics
 from deltamem.server.store import SessionStore, StoreLimits
+from deltamem.throughput import TokenClock
 from deltamem.turn import Turn, TurnOptions, choose
 from pipelines.backbone_sources.random_weights import byte_tokenizer
 
@@ -88,21 +88,8 @@ def _resumed(model, tokenizer, context, folder, repeats, place):
     }.items():
         fed.clear()
         seconds = median_seconds(function, place, repeats, 1)
-        yield {"what": what, "sessions": 1, "tokens read": fed[-1] if fed else 0, "seconds": seconds}
+        yield {"what": what, "sessions": 1, "tokens read": sum(fed) // (repeats + 1), "seconds": seconds}
     hook.remove()
-
-
-class _Clock(StoppingCriteria):
-    """Notes when each token has been chosen; never stops."""
-
-    def __init__(self):
-        self.times = []
-
-    def __call__(self, ids, scores, **kwargs):
-        if ids.is_cuda:
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
 
 def _generate(model, context, tokens, batch, repeats, place):
@@ -117,9 +104,9 @@ def _generate(model, context, tokens, batch, repeats, place):
     ):
         seconds = []
         for _ in range(repeats):
-            clock = _Clock()
+            clock = TokenClock(place)
             generate(ids, max_new_tokens=tokens, stopping_criteria=[clock], **fixed, **more)
-            seconds.append(clock.times[-1] - clock.times[0])
+            seconds.append(clock.times[-1] - clock.times[1])
         rate = batch * (tokens - 1) / statistics.median(seconds)
         yield {"what": name, "sessions": batch, "tokens/s": rate}
 
@@ -152,16 +139,15 @@ def _served(model, tokenizer, context, tokens, count, folder):
     chat = ChatSession(model, tokenizer)
     chat.send(_history(tokenizer, context), max_new_tokens=2)
     states = [store.put(f"s{number}", chat.state) for number in range(count)]
-    engine = Engine(runtime, metrics, most_together=count)
+    engine = Engine(metrics, most_together=count)
+    question = [{"role": "user", "content": "Go on."}]
 
     def round_of_turns() -> None:
         events: queue.Queue = queue.Queue()
         for number in range(count):
             engine.submit(
                 Job(
-                    states[number],
-                    [{"role": "user", "content": "Go on."}],
-                    TurnOptions(max_new_tokens=tokens),
+                    Turn(runtime, states[number], question, TurnOptions(max_new_tokens=tokens)),
                     emit=events.put,
                     commit=lambda state, n=number: store.put(f"s{n}", state),
                 )

@@ -32,13 +32,16 @@ def command(
     device: loading.DeviceOption = None,
     dtype: loading.DtypeOption = "auto",
 ) -> None:
-    """Prefill and decode speed and peak memory, of the backbone alone and with the adapter."""
+    """Prefill and decode speed and peak memory, of the backbone alone and with the adapter.
+
+    Decoding is measured as generate() does it, and in slots, as chats, the server and the evaluation do.
+    """
     if output is not None and not output.parent.is_dir():
         raise DeltaMemError(f"--output {output}: there is no folder {output.parent}")
     delta_model, _ = loading.load(base, adapter, model, device, dtype, registry)
     from deltamem.throughput import measure
 
-    table = Table("model", "prompt", "new", "prefill s", "prefill tok/s", "decode tok/s", "peak GiB")
+    table = Table("model", "prompt", "new", "prefill s", "prefill tok/s", "decode tok/s", "in slots", "peak GiB")
     results = []
     for result in measure(delta_model, prompt_tokens, new_tokens, batch_size, runs):
         results.append(asdict(result))
@@ -49,6 +52,7 @@ def command(
             f"{result.prefill_seconds:.4f}",
             f"{result.prefill_rate:,.0f}",
             f"{result.decode_rate:,.1f}",
+            f"{result.slots_rate:,.1f}",
             f"{result.peak_bytes / 2**30:.2f}",
         )
     Console().print(table)

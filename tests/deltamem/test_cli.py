@@ -115,6 +115,7 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
         (["inspect", "ADAPTER", "--png", "BASE/none/x.png"], "none/x.png"),
         (["convert", "ADAPTER", "BASE/config.json/x"], "Not a directory"),
         (["tps", "--adapter", "ADAPTER", "--output", "BASE/none/x.json"], "there is no folder"),
+        (["tps", "--adapter", "ADAPTER", "--prompt-tokens", "99999999"], "the backbone's window is"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence(folders, arguments, message, monkeypatch, capsys):
@@ -172,7 +173,8 @@ def test_tps_measures_the_backbone_and_the_adapter(folders, tmp_path):
     assert [(r["kind"], r["prompt_tokens"]) for r in results] == [
         ("base", 16), ("delta-mem", 16), ("base", 32), ("delta-mem", 32),
     ]  # fmt: skip
-    assert all(r["prefill_rate"] > 0 and r["peak_bytes"] > 0 for r in results)
+    rates = ("prefill_rate", "decode_rate", "slots_rate", "peak_bytes")
+    assert all(0 < r[name] < float("inf") for r in results for name in rates)
 
 
 def test_an_interrupted_reply_is_taken_back(monkeypatch):
