@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,8 +41,15 @@ class Batch:
 
     def release(self, turns: Sequence[Turn] | None = None) -> None:
         """Hand turns (None: all) their own cache and memory, and forget them."""
-        for turn in list(self._slot_of) if turns is None else turns:
-            turn.keys, turn.memory = self._decoder.free(self._slot_of.pop(turn))
+        turns = list(self._slot_of) if turns is None else list(turns)
+        for turn in turns:
+            turn.keys, turn.memory = self._decoder.take(self._slot_of[turn])
+        self.drop(turns)
+
+    def drop(self, turns: Iterable[Turn]) -> None:
+        """Forget turns that nobody waits for; what they have read and written is gone."""
+        if slots := [self._slot_of.pop(turn) for turn in turns if turn in self._slot_of]:
+            self._decoder.free(slots)
 
     def _join(self, turns: Sequence[Turn], new: Sequence[Turn]) -> None:
         model, decoder = new[0].runtime.model, self._decoder

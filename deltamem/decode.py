@@ -6,7 +6,7 @@ graph and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from deltamem.errors import DeltaMemError
 from deltamem.key_values import KeyValues
 from deltamem.memory import DeltaMemory
 from deltamem.model import DeltaMemModel
-from deltamem.slots import SlotCache, slot_attention
+from deltamem.slots import SlotCache, with_slot_attention
 from deltamem.steering import DeltaCall
 
 STEPS_PER_LOOK = 16
@@ -40,6 +40,7 @@ class SlotDecoder:
     def __init__(self, model: DeltaMemModel | PreTrainedModel, slots: int, capacity: int):
         self.model, self.slots, self.capacity = model, slots, capacity
         self.base = model.base_model if isinstance(model, DeltaMemModel) else model
+        self._stepped = with_slot_attention(self.base)
         device = self.base.device
         self.cache = SlotCache(slots, capacity, device)
         self.token = torch.zeros(slots, 1, dtype=torch.long, device=device)
@@ -101,20 +102,19 @@ class SlotDecoder:
         self._lengths = [length + 1 if length >= 0 else -1 for length in self._lengths]
         return self.logits
 
-    def clear(self) -> None:
-        """Empty all slots."""
-        self.active.zero_()
-        self.cache.lengths.zero_()
-        self._lengths = [-1] * self.slots
-
     @torch.no_grad()
-    def free(self, slot: int) -> tuple[KeyValues, DeltaMemory | None]:
-        """Empty a slot; returns what it held."""
-        length = int(self.cache.lengths[slot])
-        keys = self.cache.take(slot, length)
-        memory = self.memory.select([slot]) if self.memory else None
-        self.active[slot], self._lengths[slot] = False, -1
-        return keys, memory
+    def take(self, slot: int) -> tuple[KeyValues, DeltaMemory | None]:
+        """A copy of what a slot holds."""
+        keys = self.cache.take(slot, int(self.cache.lengths[slot]))
+        return keys, self.memory.select([slot]) if self.memory else None
+
+    def free(self, slots: Iterable[int]) -> None:
+        """Empty slots."""
+        slots = list(slots)
+        self.active[slots] = False
+        self.cache.lengths[slots] = 0  # a step runs over empty slots, too: over few keys, and within the capacity
+        for slot in slots:
+            self._lengths[slot] = -1
 
     def generate(self, limits: Sequence[int], end_ids: Collection[int], write: bool | None = None) -> list[list[int]]:
         """Greedy continuations of the first ``len(limits)`` slots, the tokens fed first not among them.
@@ -129,7 +129,7 @@ class SlotDecoder:
         ended = torch.zeros(len(limits), dtype=torch.bool, device=self.token.device)
         for done in range(1, max(limits) + 1):
             self.step()
-            if write is not None:
+            if done == 1 and write is not None:
                 self.writes[: len(limits)] = write
             chosen.append(self.token[: len(limits), 0].clone())
             if done % STEPS_PER_LOOK == 0:
@@ -159,15 +159,14 @@ class SlotDecoder:
             states = dict(self.memory.states)
             one = self.active[:, None]
             call["delta_call"] = DeltaCall(states, one, memory_out=states, in_place=True, writes=self.writes)
-        with slot_attention(self.base):
-            out = self.base(
-                self.token,
-                attention_mask=(self.cache.lengths + 1)[:, None, None, None],
-                position_ids=self.cache.lengths[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
-                **call,
-            )
+        out = self._stepped(
+            self.token,
+            attention_mask=(self.cache.lengths + 1)[:, None, None, None],
+            position_ids=self.cache.lengths[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+            **call,
+        )
         if self.logits is None:
             self.logits = torch.empty_like(out.logits[:, -1])
         self.logits.copy_(out.logits[:, -1])

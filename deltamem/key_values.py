@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -16,9 +14,8 @@ class KeyValues:
     """What every layer's attention has seen.
 
     Attributes:
-        layers: for each layer (keys, values), both [B, heads, T, head_dim] in the backbone's dtype; empty
-        before
-            the first token.
+        layers: for each layer (keys, values), both [B, heads, T, head_dim] in the backbone's dtype; empty before the
+            first token.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -40,7 +37,7 @@ class KeyValues:
         """A cache that a forward pass may append to.
 
         It is made without the model's config, so that layers with sliding attention keep all tokens, too
-        (their mask still hides the old ones): a layer that dropped them could be neither cut nor padded.
+        (their mask still hides the old ones): a layer that dropped them could not be cut.
         """
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self.layers):
@@ -53,30 +50,11 @@ class KeyValues:
             return KeyValues()
         return self._map(lambda x: x[:, :, start:stop])
 
-    def row(self, index: int, start: int) -> KeyValues:
-        """One sequence's tokens from ``start`` on, copied where they shared their storage with others."""
-        if index == start == 0 and (not self.layers or self.layers[0][0].shape[0] == 1):
-            return self
-        return self._map(lambda x: x[index : index + 1, :, start:].clone())
-
     def extend(self, other: KeyValues) -> KeyValues:
         if not self.layers:
             return other
         pairs = zip(self.layers, other.layers, strict=True)
         return KeyValues(tuple((torch.cat([a[0], b[0]], 2), torch.cat([a[1], b[1]], 2)) for a, b in pairs))
-
-    @staticmethod
-    def left_padded(sequences: Sequence[KeyValues]) -> KeyValues:
-        """Sequences of different lengths as one batch; zeros stand before the shorter ones."""
-        if len(sequences) == 1:
-            return sequences[0]
-        longest = max(sequence.length for sequence in sequences)
-
-        def stack(layer: int, part: int) -> Tensor:
-            rows = (sequence.layers[layer][part] for sequence in sequences)
-            return torch.cat([F.pad(row, (0, 0, longest - row.shape[2], 0)) for row in rows])
-
-        return KeyValues(tuple((stack(i, 0), stack(i, 1)) for i in range(len(sequences[0].layers))))
 
     def _map(self, function) -> KeyValues:
         return KeyValues(tuple((function(keys), function(values)) for keys, values in self.layers))

@@ -20,18 +20,18 @@ from deltamem.model import DeltaMemModel
 from deltamem.turn import Reply, Turn, TurnOptions, choose, frozen_turn
 
 
+@torch.no_grad()
 def reply_pieces(turn: Turn) -> Iterator[str]:
     """Run one turn by itself until its reply is complete, yielding the reply's text as it comes."""
-    with torch.no_grad():
-        batch, logits = Batch(), turn.prefill()
-        while True:
-            piece = turn.accept(choose([turn], logits)[0])
-            if piece:
-                yield piece
-            if turn.finish_reason:
-                break
-            logits = batch.step([turn])
-        batch.release()
+    batch, logits = Batch(), turn.prefill()
+    while True:
+        piece = turn.accept(choose([turn], logits)[0])
+        if piece:
+            yield piece
+        if turn.finish_reason:
+            break
+        logits = batch.step([turn])
+    batch.release()
 
 
 class ChatSession:

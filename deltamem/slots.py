@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
+from deltamem.decoder import find_decoder
 from deltamem.errors import DeltaMemError
 from deltamem.key_values import KeyValues
 from deltamem_kernels import decode_attention
@@ -84,16 +85,36 @@ class SlotCache(Cache):
         return self.capacity, 0
 
 
-@contextmanager
-def slot_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's attention is :func:`_attend`: its mask [slots, 1, 1, 1] holds each slot's number of keys."""
-    config = model.config.get_text_config(decoder=True)
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+def with_slot_attention(model: PreTrainedModel) -> PreTrainedModel:
+    """A twin of the model, of the same weights and hooks, whose attention is :func:`_attend`.
+
+    Its mask [slots, 1, 1, 1] holds each slot's number of keys. Which attention a module takes stands in its
+    configuration, so the twin has attention modules of its own, with another one, and of what holds them; all else it
+    shares. The model itself, which other threads may be running, stays as it is.
+
+    Raises:
+        DeltaMemError: the ``forward`` of a module that holds attention was replaced, as accelerate does to spread one
+            over devices; the twin's would be the module's own.
+    """
+    attentions = {layer.attention for layer in find_decoder(model).layers}
+
+    def twin(module: nn.Module) -> nn.Module:
+        if not any(inner in attentions for inner in module.modules()):
+            return module
+        if "forward" in vars(module):
+            raise DeltaMemError(
+                f"{type(module).__name__}: its forward was replaced, so decoding in slots can't change its attention; "
+                "load the model onto one device, without device_map"
+            )
+        made = copy.copy(module)
+        if module in attentions:
+            made.config = copy.copy(module.config)
+            made.config._attn_implementation = ATTENTION
+        else:
+            made._modules = {name: child and twin(child) for name, child in module._modules.items()}
+        return made
+
+    return twin(model)
 
 
 def _attend(

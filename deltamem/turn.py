@@ -36,10 +36,12 @@ from deltamem.reply_text import ReplyText
 
 
 class Turn:
-    """New messages on their way to a reply. Call :meth:`prefill` (or :meth:`feed_prompt` until it returns
-    logits), then decode in a
-    :class:`deltamem.batch.Batch`, then :meth:`finish`; ``before`` is not changed, so a turn that is
-    dropped at any point leaves no trace."""
+    """New messages on their way to a reply.
+
+    Call :meth:`prefill` (or :meth:`feed_prompt` until it returns logits), then decode in a
+    :class:`deltamem.batch.Batch` and have that release the turn, then :meth:`finish`. ``before`` is not changed, so a
+    turn that is dropped at any point leaves no trace.
+    """
 
     def __init__(self, runtime: ChatRuntime, before: ChatState, messages: Sequence[Message], options: TurnOptions):
         self.runtime, self.before, self.messages, self.options = runtime, before, checked(messages), options

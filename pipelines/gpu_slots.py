@@ -1,14 +1,14 @@
 """Gives jobs that run side by side on one machine GPUs, or shares of GPUs, of their own.
 
 Snakemake counts GPUs but doesn't say which ones a job may use. ``python -m pipelines.gpu_slots N COMMAND...``
-waits for N thousandths of GPUs, runs the command with CUDA_VISIBLE_DEVICES set to them, and ends with its exit
-code. Less than 1000 is a share of one GPU. What a job holds is a locked file, which the system unlocks when the
-job dies.
+waits for N thousandths of GPUs and becomes the command, with CUDA_VISIBLE_DEVICES set to them. Less than 1000 is a
+share of one GPU. What a job holds is a locked file, which the system unlocks when the job ends, however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -61,10 +61,23 @@ def claim(wanted: int, folder: Path | None = None) -> Iterator[list[str]]:
                 if len(room) >= count:
                     mine = sorted(room, key=lambda gpu: -taken[gpu])[:count]
                     for gpu in mine:
-                        held.enter_context(FileLock(folder / f"{gpu}.{share}.{uuid.uuid4().hex}.held"))
+                        held.enter_context(_held(folder / f"{gpu}.{share}.{uuid.uuid4().hex}.held"))
                     break
             time.sleep(POLL_SECONDS)
         yield mine
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Holds a lock that stays with this process when it becomes another program."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.set_inheritable(handle, True)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _taken(folder: Path, gpu: str) -> int:
@@ -79,13 +92,14 @@ def _taken(folder: Path, gpu: str) -> int:
     return total
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     wanted, command = int(arguments[0]), arguments[1:]
     if wanted == 0:
         os.execvp(command[0], command)
     with claim(wanted) as gpus:
-        return subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}).returncode
+        # not as a child: it would outlive this process when that is killed, on GPUs that seem to be free
+        os.execvpe(command[0], command, {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)})
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

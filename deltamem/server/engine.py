@@ -109,7 +109,7 @@ class Engine:
         with torch.no_grad():
             while not self._stopping:
                 self._admit()
-                self._drop_cancelled()
+                self._drop_cancelled(batch)
                 self._tell()
                 if self._reading:
                     self._read()
@@ -135,10 +135,11 @@ class Engine:
                 break
             self._reading.append(job)
 
-    def _drop_cancelled(self) -> None:
+    def _drop_cancelled(self, batch: Batch) -> None:
         for jobs in (self._reading, self._active):
             for job in [job for job in jobs if job.cancelled.is_set()]:
                 jobs.remove(job)
+                batch.drop([job.turn])
                 job.emit(Cancelled())
 
     def _read(self) -> None:

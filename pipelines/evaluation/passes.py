@@ -139,7 +139,7 @@ class Reader:
             self._decoder = None  # its buffers go before new ones are made
             self._decoder = SlotDecoder(self.model, rows, length)
         else:
-            kept.clear()
+            kept.free(range(rows))
         return self._decoder
 
     @contextmanager

@@ -14,8 +14,9 @@ PLAIN = "tsw"
 
 _KINDS = ("bm25", "llmlingua2", "memory_bank", "lora", "delta")
 _GROUPS = {"steer": "heads", "layers": "depth", "rank": "rank", "alpha": "scale", "num_states": "states"}
-_FOLLOWS = {"alpha": "rank", "strategy": "num_states"}
-"""Fields whose change belongs to another's: the scale to the rank, "msw" to the number of states."""
+_FOLLOWS = {"alpha": "rank"}
+"""Fields whose change belongs to another's: the scale to the rank."""
+_WRITES = ("token", "sentence", "message")
 
 
 class Ablation(NamedTuple):
@@ -112,9 +113,12 @@ def _adapter(strategy: Any) -> dict[str, Any]:
 
 
 def _fields(strategy: Any) -> dict[str, Any]:
-    """All that can differ between two δ-mem strategies."""
-    trained = {f"train.{key}": value for key, value in strategy.train.items()}
-    return _adapter(strategy) | trained
+    """All that can differ between two δ-mem strategies; of the write strategy what it writes at once, as "msw" is no
+    more than a number of states."""
+    fields = _adapter(strategy)
+    segment = fields.pop("segment")
+    fields["write"] = segment if fields.pop("strategy") == "ssw" else "token"
+    return fields | {f"train.{key}": value for key, value in strategy.train.items()}
 
 
 def _difference(strategy: Any, plain: Any) -> Ablation | None:
@@ -151,8 +155,9 @@ def _order(key: str, value: Any) -> tuple[int, float, str]:
         return 0, value, ""
     if key == "steer":
         return 0, 10 * len(value) + "qkvo".index(value[0]), ""
-    if value in THIRDS:
-        return 0, THIRDS.index(value), ""
+    for words in (THIRDS, _WRITES):
+        if value in words:
+            return 0, words.index(value), ""
     if isinstance(value, list):
         return 0, value[0], ""
     return 1, 0, str(value)

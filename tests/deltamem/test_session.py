@@ -173,6 +173,13 @@ def test_pieces_of_the_stream_make_the_reply(chat):
     assert chat.last_reply.finish_reason == "length"
 
 
+def test_between_pieces_gradients_are_as_the_caller_has_them(chat):
+    stream = chat.stream("tell me", max_new_tokens=30)
+    next(stream)
+    assert torch.is_grad_enabled()
+    stream.close()
+
+
 def test_a_system_message_begins_the_chat_and_survives_a_reset():
     model, tokenizer = make_chat_model()
     chat = ChatSession(model, tokenizer, system="Be brief.")

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from pipelines.gpu_slots import claim, thousandths, visible_gpus
+from pipelines.gpu_slots import _taken, claim, thousandths, visible_gpus
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -92,3 +93,22 @@ def test_the_command_sees_its_gpus_and_gives_its_exit_code(gpus, count, seen, tm
         cwd=PROJECT,
     )
     assert (result.stdout.strip(), result.returncode) == (seen, 7), result.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_job_holds_its_gpus_no_longer_and_leaves_nothing_running(gpus, tmp_path, monkeypatch, how):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    folder, alive = tmp_path / f"deltamem-gpu-slots-{os.getuid()}", tmp_path / "alive"
+    program = "import sys, time; from pathlib import Path; Path(sys.argv[1]).touch(); time.sleep(600)"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.gpu_slots", "3000", sys.executable, "-c", program, str(alive)],
+        stdout=subprocess.PIPE,
+        cwd=PROJECT,
+    )
+    while not alive.exists():
+        time.sleep(0.01)
+    assert sum(_taken(folder, gpu) for gpu in "357") == 3000
+    job.send_signal(how)
+    assert job.stdout.read() == b"", "ends when the last process that could write has ended"
+    assert job.wait() == -how
+    assert sum(_taken(folder, gpu) for gpu in "357") == 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy import Engine, event
 
 from pipelines.backbone import load_backbone
 from pipelines.baselines.lora import load_lora
@@ -19,6 +21,24 @@ from pipelines.pyfunc import ADAPTER_FILES
 from pipelines.register import choose_champion, register_cell
 
 CELL = ("tiny-random", "tsw", 42)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """MLflow's database before anything is in it; it takes seconds to make."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def finished_run(finished_run, empty_store):
+    def make(**changes):
+        run = finished_run(**changes)
+        shutil.copy(empty_store, run.layout.results / "mlflow.db")
+        return run
+
+    return make
 
 
 @pytest.fixture
@@ -147,16 +167,22 @@ def test_a_moved_backbone_is_named(registered):
         mlflow.pyfunc.load_model("models:/deltamem-tiny-random@champion", model_config=elsewhere)
 
 
-def test_a_locked_store_is_named(finished_run, tmp_path):
+def test_a_locked_store_is_named(finished_run, empty_store, tmp_path):
     store = tmp_path / "store.db"
-    run = finished_run(register={"tracking_uri": f"sqlite:///{store}?timeout=0.1"})
-    register_cell(run.config, *CELL)
+    shutil.copy(empty_store, store)
+    run = finished_run(register={"tracking_uri": f"sqlite:///{store}"})
+
+    def wait_less(connection, cursor, statement, parameters, context, many):  # MLflow sets 20 s in every session
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 100"), parameters
+
+    event.listen(Engine, "before_cursor_execute", wait_less, retval=True)
     database = sqlite3.connect(store)
     database.execute("BEGIN EXCLUSIVE")
     try:
         with pytest.raises(StageError, match=r"sqlite:///.*store\.db.*locked by another program"):
             register_cell(run.config, *CELL)
     finally:
+        event.remove(Engine, "before_cursor_execute", wait_less)
         database.rollback()
         database.close()
 

@@ -139,6 +139,7 @@ def adapter(**fields) -> dict:
 def test_ablations_are_told_by_what_differs(tmp_path):
     strategies = STRATEGIES | {
         "ssw": adapter(strategy="ssw"),
+        "sentences": adapter(strategy="ssw", segment="sentence"),
         "heads_q": adapter(steer=["q"]),
         "heads_all": adapter(steer=["q", "k", "v", "o"]),
         "depth_last": adapter(layers="last_third"),
@@ -155,6 +156,7 @@ def test_ablations_are_told_by_what_differs(tmp_path):
         "depth": [("first third", "depth_first"), ("last third", "depth_last"), ("all", "tsw")],
         "rank": [("4", "rank_4"), ("8", "tsw"), ("16", "rank_16")],
         "states": [("1", "tsw"), ("2", "states_2"), ("4", "msw")],
+        "write": [("token", "tsw"), ("sentence", "sentences"), ("message", "ssw")],
         "train.epochs": [("3", "longer"), ("as configured", "tsw")],
     }
     assert methods.plain == "tsw"

@@ -1,8 +1,10 @@
 """A long prompt does not hold up the others, and can be called off before it is read to its end."""
 
+import gc
 import socket
 import threading
 import time
+import weakref
 
 import httpx
 import pytest
@@ -102,6 +104,24 @@ def test_a_turn_called_off_between_parts_is_dropped_at_once(bench):
     ready.set()
     assert isinstance(bench.wait("long"), Cancelled)
     assert [event for who, event in bench.events if who == "pass"] == [PART] * 3 and not committed
+
+
+def test_a_turn_called_off_while_it_is_decoded_leaves_nothing_behind(bench):
+    replying = threading.Event()
+    bench.on_pass = lambda tokens: tokens.shape[1] == 1 and replying.set()
+    job = bench.submit("gone", SHORT, 400)
+    assert replying.wait(30)
+    turn = weakref.ref(job.turn)
+    job.cancelled.set()
+    assert isinstance(bench.wait("gone"), Cancelled)
+    del job
+    ends = time.monotonic() + 30
+    while turn() is not None and time.monotonic() < ends:  # the engine's thread is still on its way to its rest
+        gc.collect()
+        time.sleep(0.01)
+    assert turn() is None
+    bench.submit("next", SHORT, 4)
+    assert isinstance(bench.wait("next"), Finished)
 
 
 def test_a_client_that_leaves_before_the_first_token_takes_its_turn_back(start_server):
