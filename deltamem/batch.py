@@ -53,12 +53,11 @@ class Batch:
 
     def _join(self, turns: Sequence[Turn], new: Sequence[Turn]) -> None:
         model, decoder = new[0].runtime.model, self._decoder
-        rows, length = len(turns), max(turn.longest for turn in turns)
-        if model.device.type == "cuda":  # there a decoder is dear to make and empty slots cost next to nothing
-            rows, length = round_up(rows), round_up(length)
-            fits = decoder is not None and decoder.slots >= rows and decoder.capacity >= length
-        else:
-            fits = decoder is not None and decoder.slots == rows and decoder.capacity >= length
+        cuda = model.device.type == "cuda"
+        rows = round_up(len(turns), model.device)
+        length = round_up(max(turn.longest for turn in turns), model.device)
+        fits = decoder is not None and decoder.capacity >= length
+        fits = fits and (decoder.slots == rows or (cuda and decoder.slots > rows))
         if not fits:
             self.release()
             self._decoder = decoder = None  # its buffers go before new ones are made

@@ -190,8 +190,14 @@ class SlotDecoder:
             self._step()
 
 
-def round_up(count: int) -> int:
-    """The next number of slots, or tokens in a slot, worth a decoder of its own: at most a quarter more."""
+def round_up(count: int, device: torch.device) -> int:
+    """The number of slots, or of tokens in a slot, to make for ``count``: on a GPU at most a quarter more.
+
+    A decoder with a captured step is dear to make and worth keeping for other batches, and its empty slots cost next to
+    nothing; elsewhere an empty slot costs as much as a full one.
+    """
+    if device.type != "cuda":
+        return count
     step = max(1, (1 << count.bit_length()) // 8)
     return -(-count // step) * step
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from deltamem import adapter_files
+from deltamem.acceleration import keep_products
 from deltamem.config import DeltaMemConfig
 from deltamem.decoder import find_decoder
 from deltamem.errors import ConfigError, DeltaMemError, MemoryMismatchError, SegmentsMissingError
@@ -300,7 +301,7 @@ class DeltaMemModel(nn.Module):
         """
         options: dict[str, Any] = {"use_reentrant": False}
         if selective:
-            options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, keep_products)
         self.base_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     @property
@@ -377,16 +378,6 @@ class DeltaMemModel(nn.Module):
             value = options.get(name, getattr(config, name, None))
             ids += value if isinstance(value, list | tuple) else [value] if value is not None else []
         return torch.tensor(ids, dtype=torch.long, device=self.device)
-
-
-_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
-
-
-def _keep_products(context, operator, *args, **kwargs) -> CheckpointPolicy:
-    """Selective checkpointing: keep matrix products and attention, recompute the cheap rest."""
-    name = operator.name().split("::")[-1].split(".")[0]
-    keep = name in _PRODUCTS or "attention" in name or "flash" in name
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def get_delta_mem_model(base_model: PreTrainedModel, config: DeltaMemConfig | None = None) -> DeltaMemModel:

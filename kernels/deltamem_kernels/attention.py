@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deltamem_kernels.step import has_triton
+
 
 def decode_attention(
     query: Tensor,
@@ -30,9 +32,7 @@ def decode_attention(
     Returns:
         [B, G·H, D], in the query's dtype.
     """
-    from deltamem_kernels import BACKENDS
-
-    if query.is_cuda and "triton" in BACKENDS:
+    if has_triton(query):
         from deltamem_kernels.triton_attention import triton_decode_attention
 
         return triton_decode_attention(query, keys, values, lengths, scale, window, softcap)

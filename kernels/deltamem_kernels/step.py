@@ -48,7 +48,7 @@ def delta_step(
 def steer_(out: Tensor, reads: Tensor, weight: Tensor, scale: float) -> Tensor:
     """out [B, W] += scale · reads [B, N·r] · weightᵀ [N·r, W], in place; one kernel on a GPU."""
     width = weight.shape[1]
-    if out.is_cuda and out.is_contiguous() and width & (width - 1) == 0 and _has_triton():
+    if has_triton(out) and out.is_contiguous() and width & (width - 1) == 0:
         from deltamem_kernels.triton_step import triton_steer
 
         triton_steer(out, reads, weight, scale)
@@ -58,10 +58,11 @@ def steer_(out: Tensor, reads: Tensor, weight: Tensor, scale: float) -> Tensor:
 
 def fits_triton(state: Tensor) -> bool:
     """Whether the Triton kernels can take this state: on a GPU, float32, of a rank they are compiled for."""
-    return state.is_cuda and state.dtype == torch.float32 and state.shape[-1] in (4, 8, 16, 32) and _has_triton()
+    return has_triton(state) and state.dtype == torch.float32 and state.shape[-1] in (4, 8, 16, 32)
 
 
-def _has_triton() -> bool:
+def has_triton(x: Tensor) -> bool:
+    """Whether kernels can run on this tensor: it is on a GPU, and Triton is there."""
     from deltamem_kernels import BACKENDS
 
-    return "triton" in BACKENDS
+    return x.is_cuda and "triton" in BACKENDS

@@ -132,8 +132,7 @@ class Reader:
 
     def _decoder_for(self, rows: int, length: int) -> SlotDecoder:
         """A decoder with at least so many slots and tokens, kept from call to call where a captured step saves time."""
-        if self.device.type == "cuda":
-            rows, length = round_up(rows), round_up(length)
+        rows, length = round_up(rows, self.device), round_up(length, self.device)
         kept = self._decoder
         if kept is None or (kept.slots, kept.capacity) != (rows, length):
             self._decoder = None  # its buffers go before new ones are made

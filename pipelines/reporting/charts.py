@@ -50,13 +50,7 @@ def bars(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], unit: str) 
     methods = [method for method in methods if method in set(every["method"])]
     present = set(every["name"])
     names = [*(c for c in COLOURS if c in present), *sorted(present - set(COLOURS))]
-    shape = (math.ceil(len(panels) / 2), min(2, len(panels)))
-    height = 0.75 + len(methods) * (0.1 + 0.11 * len(names))
-    figure, axes = plt.subplots(
-        *shape, figsize=(WIDTH, height * shape[0] + 0.4), squeeze=False, sharey=True, sharex="all"
-    )
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
+    figure, axes = _panels(len(panels), 0.75 + len(methods) * (0.1 + 0.11 * len(names)), 0.4, sharex="all")
     thickness = 0.84 / len(names)
     for axis, (title, rows) in zip(axes.flat, panels.items(), strict=False):
         for number, name in enumerate(names):
@@ -71,9 +65,7 @@ def bars(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], unit: str) 
         axis.grid(axis="y", visible=False)
     for axis in axes[-1]:
         axis.set_xlabel(unit)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.tight_layout()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
+    _legend(figure, axes)
     return figure
 
 
@@ -82,11 +74,7 @@ def effects(
 ) -> Figure:
     """Dots with intervals by method, two panels a row; ``lines`` mark values that mean something."""
     methods = [method for method in methods if any((rows["method"] == method).any() for _, rows in panels)]
-    shape = (math.ceil(len(panels) / 2), min(2, len(panels)))
-    height = 0.8 + 0.24 * len(methods)
-    figure, axes = plt.subplots(*shape, figsize=(WIDTH, height * shape[0]), squeeze=False, sharey=True)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
+    figure, axes = _panels(len(panels), 0.8 + 0.24 * len(methods))
     for axis, (title, rows) in zip(axes.flat, panels, strict=False):
         chosen = rows.set_index("method").reindex(methods)
         place = np.arange(len(methods))
@@ -104,10 +92,7 @@ def effects(
 
 def settings(groups: Mapping[str, Sequence[tuple[str, str]]], rows: pd.DataFrame, unit: str) -> Figure:
     """One panel per group of ablations: its settings along x, a dot with its interval per condition."""
-    shape = (math.ceil(len(groups) / 2), min(2, len(groups)))
-    figure, axes = plt.subplots(*shape, figsize=(WIDTH, 2.5 * shape[0] + 0.4), squeeze=False, sharey=True)
-    for axis in axes.flat[len(groups) :]:
-        axis.set_visible(False)
+    figure, axes = _panels(len(groups), 2.5, 0.4)
     names = [name for name in COLOURS if name in set(rows["name"])]
     for axis, (group, members) in zip(axes.flat, groups.items(), strict=False):
         for number, name in enumerate(names):
@@ -121,9 +106,7 @@ def settings(groups: Mapping[str, Sequence[tuple[str, str]]], rows: pd.DataFrame
         axis.set_xlim(-0.5, len(members) - 0.5)
     for axis in axes[:, 0]:
         axis.set_ylabel(unit)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.tight_layout()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
+    _legend(figure, axes)
     return figure
 
 
@@ -155,9 +138,7 @@ def curves(
             axis.set_title(backbone)
             axis.set_xlabel("optimiser step")
             axis.set_ylabel(label)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.tight_layout()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
+    _legend(figure, axes)
     return figure
 
 
@@ -177,3 +158,20 @@ def _whiskers(rows: pd.DataFrame) -> NDArray[np.float64]:
 
 def _colour(name: str, number: int) -> str:
     return COLOURS.get(name, f"C{4 + number % 6}")
+
+
+def _panels(count: int, height: float, more: float = 0.0, **shared: str) -> tuple[Figure, np.ndarray]:
+    """Axes [rows, columns] of ``count`` panels, two a row; each row is ``height`` inches, the legend has ``more``."""
+    rows, columns = math.ceil(count / 2), min(2, count)
+    size = (WIDTH, height * rows + more)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, **shared)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: np.ndarray) -> None:
+    """One legend over all panels, which name the same things."""
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
