@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import report
 from deltamem import DeltaMemConfig, get_delta_mem_model
+from deltamem.acceleration import compile_norms_and_mlps
 from pipelines.config import Train
 from pipelines.shards import open_episodes
 from pipelines.training.batches import Schedule, collate
@@ -36,6 +37,8 @@ def main(
     micro_batch: Annotated[list[int], typer.Option(help="episodes per forward pass")] = [8, 32],  # noqa: B006
     batch: Annotated[int, typer.Option(help="episodes per optimiser step")] = 128,
     steps: Annotated[int, typer.Option(help="steps timed, after as many to warm up")] = 4,
+    order: Annotated[list[str], typer.Option(help="even, sorted, drawn or no padding")] = list(ORDERS),  # noqa: B006
+    compiled: Annotated[bool, typer.Option(help="compile the backbone's norms and MLPs")] = False,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
 ) -> None:
@@ -44,6 +47,8 @@ def main(
     files = sorted(backbone.glob("*.gguf"))
     gguf = {"gguf_file": files[0].name} if files else {}
     base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16, **gguf).to(place).eval()
+    if compiled:
+        compile_norms_and_mlps(base)
     pad = AutoTokenizer.from_pretrained(backbone, **gguf).pad_token_id or 0
     for kind in strategy:
         for micro in micro_batch:
@@ -52,12 +57,17 @@ def main(
             model.memory_layers.to(torch.bfloat16)  # as DeepSpeed trains it
             objective = MemoryObjective(model, 0.01, 0.05)
             for timed in (False, True):  # the kernels for a length compile when it first comes
-                for order in ORDERS:
-                    measured = _measure(objective, Schedule(table, train, 0, 1), table, pad, order, steps, place)
+                for way in order:
+                    try:
+                        measured = _measure(objective, Schedule(table, train, 0, 1), table, pad, way, steps, place)
+                    except torch.OutOfMemoryError:
+                        measured = {"episodes/s": None, "tokens/s": None, "peak GiB": "out of memory"}
+                        torch.cuda.empty_cache()
                     if timed:
-                        rows.append({"strategy": kind, "micro-batch": micro, "order": order} | measured)
+                        rows.append({"strategy": kind, "micro-batch": micro, "order": way} | measured)
             model.unload()
-    report(rows, f"Training throughput, {len(table)} episodes", place, out)
+    title = f"Training throughput, {len(table)} episodes, {batch} a step{', compiled' if compiled else ''}"
+    report(rows, title, place, out)
 
 
 def _batches(schedule, table, pad, order, step):

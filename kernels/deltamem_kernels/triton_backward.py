@@ -16,13 +16,16 @@ from deltamem_kernels.triton_tiles import (
     at_place,
     counts_to_lanes,
     from_lanes,
+    gate_betas,
     gate_rows,
     lane_ids,
     load_counts,
     load_lanes,
     load_rows,
+    load_shift,
+    origin,
+    program_number,
     put_place,
-    sigmoid,
     store_lanes,
     store_rows,
     to_lanes,
@@ -41,20 +44,15 @@ def unwrite(g, key, query, beta, seen, d_read):
 def adjoint_offsets_kernel(packed, bias, mask, d_reads, offsets, T, N, R: tl.constexpr, LENGTH: tl.constexpr,
                            BLOCK: tl.constexpr, GATED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """What the reads of each chunk add to dL/dS at its start. Grid (chunks · r / 32, B·N)."""
-    CHUNKS: tl.constexpr = WARP // R
-    bn = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * (CHUNKS * LENGTH)
-    left = T - first
+    token, channel, left = origin(T, N, R, LENGTH)
     stride = 4 * N * R
-    token = (bn // N) * T + first
-    base = packed + token * stride + (bn % N) * R
-    d_reads += token * (N * R) + (bn % N) * R
+    base = packed + token * stride + channel
+    d_reads += token * (N * R) + channel
     if MASKED:
         mask += token
     i, chunk = lane_ids(R, T)
     j = tl.arange(0, R)
-    if GATED:
-        shift = tl.load(bias + (bn % N) * R + i)[None, :].to(tl.float32)
+    shift = load_shift(bias, channel, i, GATED)
 
     g = tl.zeros((R, WARP), tl.float32)
     raw_key = load_rows(base + KEY * N * R, LENGTH - BLOCK, R, LENGTH, BLOCK, stride, left)
@@ -71,15 +69,13 @@ def adjoint_offsets_kernel(packed, bias, mask, d_reads, offsets, T, N, R: tl.con
         raw_key = load_rows(base + KEY * N * R, ahead, R, LENGTH, BLOCK, stride, left)
         counts = load_counts(mask, ahead, R, LENGTH, BLOCK, left, MASKED)
         raw_query = load_rows(base + QUERY * N * R, ahead, R, LENGTH, BLOCK, stride, left)
-        if GATED:
-            betas = sigmoid(betas + shift)
-        betas = tl.where(seen, betas, 0.0)
+        betas = gate_betas(betas, shift, seen, GATED)
         for turn in tl.static_range(BLOCK):
             key = at_place(keys, BLOCK - 1 - turn)
             g = unwrite(g, key, at_place(queries, BLOCK - 1 - turn), at_place(betas, BLOCK - 1 - turn),
                         tl.sum(g * key, axis=0), at_place(grads, BLOCK - 1 - turn))  # fmt: skip
 
-    at = (bn * tl.num_programs(0) + tl.program_id(0)) * CHUNKS + chunk
+    at = program_number() * (WARP // R) + chunk
     tl.store(offsets + (at * (R * R) + i)[None, :] + j[:, None] * R, g)
 
 
@@ -93,21 +89,17 @@ def gradients_kernel(packed, bias, mask, d_reads, starts, ends, past, d_packed, 
     program owns all rows of its states, so the sums over rows in dq and dk need no atomics.
     """
     CHUNKS: tl.constexpr = WARP // R
-    program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    bn = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * (CHUNKS * LENGTH)
-    left = T - first
+    token, channel, left = origin(T, N, R, LENGTH)
     stride = 4 * N * R
-    token = (bn // N) * T + first
-    base = packed + token * stride + (bn % N) * R
-    to = d_packed + token * stride + (bn % N) * R
-    d_reads += token * (N * R) + (bn % N) * R
+    base = packed + token * stride + channel
+    to = d_packed + token * stride + channel
+    d_reads += token * (N * R) + channel
     if MASKED:
         mask += token
     i, chunk = lane_ids(R, T)
     j = tl.arange(0, R)
-    if GATED:
-        shift = tl.load(bias + (bn % N) * R + i)[None, :].to(tl.float32)
+    shift = load_shift(bias, channel, i, GATED)
+    program = program_number()
     at = ((program * CHUNKS + chunk) * (R * R) + i)[None, :] + j[:, None] * R
     note = past + program * (LENGTH // BLOCK * R * WARP) + (j[:, None] * WARP + (chunk * R + i)[None, :])
 
@@ -122,9 +114,7 @@ def gradients_kernel(packed, bias, mask, d_reads, starts, ends, past, d_packed, 
         keys = to_lanes(gate_rows(raw_key, counts, GATED), R, BLOCK)
         raw_key = load_rows(base + KEY * N * R, place + BLOCK, R, LENGTH, BLOCK, stride, left)
         counts = load_counts(mask, place + BLOCK, R, LENGTH, BLOCK, left, MASKED)
-        if GATED:
-            betas = sigmoid(betas + shift)
-        betas = tl.where(seen, betas, 0.0)
+        betas = gate_betas(betas, shift, seen, GATED)
         for u in tl.static_range(BLOCK):
             s = write(s, at_place(keys, u), at_place(values, u), at_place(betas, u))
 
@@ -144,9 +134,7 @@ def gradients_kernel(packed, bias, mask, d_reads, starts, ends, past, d_packed, 
         keys = to_lanes(gate_rows(raw_key, counts, GATED), R, BLOCK)
         queries = to_lanes(gate_rows(raw_query, counts, GATED), R, BLOCK)
         grads = tl.where(seen, grads, 0.0)
-        if GATED:
-            betas = sigmoid(betas + shift)
-        betas = tl.where(seen, betas, 0.0)
+        betas = gate_betas(betas, shift, seen, GATED)
         states = tl.zeros((BLOCK, R, WARP), tl.float32)
         for u in tl.static_range(BLOCK):
             states = put_place(states, u, s)
@@ -181,5 +169,5 @@ def gradients_kernel(packed, bias, mask, d_reads, starts, ends, past, d_packed, 
         )
         store_lanes(to + BETA * N * R, d_betas.to(kind), place, i, chunk, LENGTH, BLOCK, stride, left)
     if GATED:
-        part = ((bn // N) * tl.num_programs(0) + tl.program_id(0)) * (N * R) + (bn % N) * R
+        part = (tl.program_id(1).to(tl.int64) // N * tl.num_programs(0) + tl.program_id(0)) * (N * R) + channel
         tl.store(d_bias + part + j, tl.sum(tl.reshape(d_shift, (CHUNKS, R)), axis=0))

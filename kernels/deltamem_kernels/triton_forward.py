@@ -11,12 +11,15 @@ from deltamem_kernels.triton_tiles import (
     WARP,
     at_place,
     counts_to_lanes,
+    gate_betas,
     gate_rows,
     lane_ids,
     load_counts,
     load_lanes,
     load_rows,
-    sigmoid,
+    load_shift,
+    origin,
+    program_number,
     to_lanes,
     write,
 )
@@ -30,20 +33,15 @@ def transitions_kernel(packed, bias, mask, matrices, offsets, T, N, R: tl.conste
 
     Grid (chunks · r / 32, B·N, r / MATRIX_ROWS): a lane carries MATRIX_ROWS rows of its matrix, and the offset.
     """
-    CHUNKS: tl.constexpr = WARP // R
-    bn = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * (CHUNKS * LENGTH)
-    left = T - first
+    token, channel, left = origin(T, N, R, LENGTH)
     stride = 4 * N * R
-    token = (bn // N) * T + first
-    base = packed + token * stride + (bn % N) * R
+    base = packed + token * stride + channel
     if MASKED:
         mask += token
     i, chunk = lane_ids(R, T)
     j = tl.arange(0, R)
     a = tl.program_id(2) * MATRIX_ROWS + tl.arange(0, MATRIX_ROWS)
-    if GATED:
-        shift = tl.load(bias + (bn % N) * R + i)[None, :].to(tl.float32)
+    shift = load_shift(bias, channel, i, GATED)
 
     matrix = tl.where(j[:, None, None] == a[None, :, None], 1.0, 0.0) + tl.zeros((1, 1, WARP), tl.float32)
     offset = tl.zeros((R, WARP), tl.float32)
@@ -57,16 +55,14 @@ def transitions_kernel(packed, bias, mask, matrices, offsets, T, N, R: tl.conste
         # The next block's rows travel while this one is worked on; past the chunk's end they are not used.
         raw = load_rows(base + KEY * N * R, place + BLOCK, R, LENGTH, BLOCK, stride, left)
         counts = load_counts(mask, place + BLOCK, R, LENGTH, BLOCK, left, MASKED)
-        if GATED:
-            betas = sigmoid(betas + shift)
-        betas = tl.where(seen, betas, 0.0)
+        betas = gate_betas(betas, shift, seen, GATED)
         for u in tl.static_range(BLOCK):
             key, value, beta = at_place(keys, u), at_place(values, u), at_place(betas, u)
             along = beta[None, :] * tl.sum(matrix * key[:, None, :], axis=0)
             matrix = matrix * (1.0 - beta)[None, None, :] - along[None, :, :] * key[:, None, :]
             offset = write(offset, key, value, beta)
 
-    at = (bn * tl.num_programs(0) + tl.program_id(0)) * CHUNKS + chunk
+    at = program_number() * (WARP // R) + chunk
     tl.store(
         matrices + (at * (R * R * R) + i)[None, None, :] + a[None, :, None] * (R * R) + j[:, None, None] * R, matrix
     )
@@ -78,22 +74,17 @@ def transitions_kernel(packed, bias, mask, matrices, offsets, T, N, R: tl.conste
 def reads_kernel(packed, bias, mask, starts, reads, T, N, R: tl.constexpr, LENGTH: tl.constexpr,
                  BLOCK: tl.constexpr, GATED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Replays every chunk from its start. Grid (chunks · r / 32, B·N)."""
-    CHUNKS: tl.constexpr = WARP // R
-    bn = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * (CHUNKS * LENGTH)
-    left = T - first
+    token, channel, left = origin(T, N, R, LENGTH)
     stride = 4 * N * R
-    token = (bn // N) * T + first
-    base = packed + token * stride + (bn % N) * R
-    reads += token * (N * R) + (bn % N) * R
+    base = packed + token * stride + channel
+    reads += token * (N * R) + channel
     if MASKED:
         mask += token
     i, chunk = lane_ids(R, T)
     j = tl.arange(0, R)
-    if GATED:
-        shift = tl.load(bias + (bn % N) * R + i)[None, :].to(tl.float32)
+    shift = load_shift(bias, channel, i, GATED)
 
-    at = (bn * tl.num_programs(0) + tl.program_id(0)) * CHUNKS + chunk
+    at = program_number() * (WARP // R) + chunk
     s = tl.load(starts + (at * (R * R) + i)[None, :] + j[:, None] * R)
     raw_key = load_rows(base + KEY * N * R, 0, R, LENGTH, BLOCK, stride, left)
     counts = load_counts(mask, 0, R, LENGTH, BLOCK, left, MASKED)
@@ -108,9 +99,7 @@ def reads_kernel(packed, bias, mask, starts, reads, T, N, R: tl.constexpr, LENGT
         raw_key = load_rows(base + KEY * N * R, ahead, R, LENGTH, BLOCK, stride, left)
         counts = load_counts(mask, ahead, R, LENGTH, BLOCK, left, MASKED)
         raw_query = load_rows(base + QUERY * N * R, ahead, R, LENGTH, BLOCK, stride, left)
-        if GATED:
-            betas = sigmoid(betas + shift)
-        betas = tl.where(seen, betas, 0.0)
+        betas = gate_betas(betas, shift, seen, GATED)
         for u in tl.static_range(BLOCK):
             here = chunk * LENGTH + place + u
             read = tl.sum(s * at_place(queries, u), axis=0)

@@ -56,6 +56,20 @@ def lane_ids(R: tl.constexpr, size):
 
 
 @triton.jit
+def origin(T, N, R: tl.constexpr, LENGTH: tl.constexpr):
+    """Where a program of the grid (chunks · r / 32, B·N) begins: (token of B·T, channel of N·r, tokens to the end)."""
+    bn = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) * (WARP // R * LENGTH)
+    return (bn // N) * T + first, (bn % N) * R, T - first
+
+
+@triton.jit
+def program_number():
+    """Programs counted over all rows and states; a program's chunks follow those of the one before."""
+    return tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+
+
+@triton.jit
 def load_lanes(base, place, i, chunk, LENGTH: tl.constexpr, BLOCK: tl.constexpr, stride, left):
     """A block of the lanes' own channels, [u, lane] in float32."""
     token = place + tl.arange(0, BLOCK)[:, None] + (chunk * LENGTH)[None, :]
@@ -103,6 +117,24 @@ def store_rows(base, values, place, R: tl.constexpr, LENGTH: tl.constexpr, BLOCK
     x = tl.arange(0, BLOCK * (WARP // R))
     token = place + x // (WARP // R) + (x % (WARP // R)) * LENGTH
     tl.store(base + token[:, None] * stride + tl.arange(0, R)[None, :], values, mask=(token < left)[:, None])
+
+
+@triton.jit
+def load_shift(bias, channel, i, GATED: tl.constexpr):
+    """The lanes' own β bias, [1, lane]."""
+    if GATED:
+        shift = tl.load(bias + channel + i)[None, :].to(tl.float32)
+    else:
+        shift = tl.zeros((1, WARP), tl.float32)
+    return shift
+
+
+@triton.jit
+def gate_betas(betas, shift, seen, GATED: tl.constexpr):
+    """β as the recurrence takes it, zero where the token does not count."""
+    if GATED:
+        betas = sigmoid(betas + shift)
+    return tl.where(seen, betas, 0.0)
 
 
 @triton.jit
