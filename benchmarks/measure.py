@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,23 @@ def circumstances(device: torch.device) -> dict[str, str]:
     return {"device": name, **versions}
 
 
-def report(rows: list[dict[str, Any]], title: str, device: torch.device, out: Path | None) -> None:
-    """Print a table, and write rows and circumstances as JSON."""
-    around = circumstances(device)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"title": title, "circumstances": around, "rows": rows}, indent=1) + "\n")
-    table = Table(title=f"{title} ({', '.join(f'{k} {v}' for k, v in around.items())})")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+def report(rows: Iterable[dict[str, Any]], title: str, device: torch.device, out: Path | None) -> list[dict[str, Any]]:
+    """Tell and write down each row as it is measured, so that nothing is lost with a run cut short; then a table."""
+    around, measured, errors = circumstances(device), [], Console(stderr=True, width=200, highlight=False)
     for row in rows:
+        measured.append(row)
+        errors.print(", ".join(f"{key} {_show(value)}" for key, value in row.items()))
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps({"title": title, "circumstances": around, "rows": measured}, indent=1) + "\n")
+    table = Table(title=f"{title} ({', '.join(f'{k} {v}' for k, v in around.items())})")
+    columns = list(dict.fromkeys(key for row in measured for key in row))
+    for column in columns:
+        table.add_column(column, justify="left" if isinstance(measured[0].get(column), str) else "right")
+    for row in measured:
         table.add_row(*(_show(row.get(column)) for column in columns))
     Console(width=200).print(table)
+    return measured
 
 
 def _show(value: Any) -> str:

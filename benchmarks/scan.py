@@ -30,8 +30,8 @@ def main(
     """Microseconds of forward, and forward with backward, at batch 1 and r = 8. Needs a CUDA GPU."""
     if not torch.cuda.is_available():
         raise typer.BadParameter("this benchmark times GPU kernels and finds no CUDA GPU")
-    rows = [row for n in states for t in tokens for row in _rows(t, n, serial)]
-    report(rows, "Scan, batch 1, r = 8, microseconds (median)", torch.device("cuda"), out)
+    found = (row for n in states for t in tokens for row in _rows(t, n, serial))
+    rows = report(found, "Scan, batch 1, r = 8, microseconds (median)", torch.device("cuda"), out)
     if plot:
         _plot(rows, plot)
 

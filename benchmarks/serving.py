@@ -52,12 +52,17 @@ def main(
         tokenizer = AutoTokenizer.from_pretrained(base)
     model = get_delta_mem_model(backbone, DeltaMemConfig(strategy=strategy)).requires_grad_(False).to(kind).eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        rows = list(_resumed(model, tokenizer, context, Path(folder) / "session", repeats, place))
-        for count in sessions:
-            rows += _generate(model, context, tokens, count, repeats, place)
-            rows.append(_decoded(model, tokenizer, context, tokens, count, repeats))
-            rows.append(_served(model, tokenizer, context, tokens, count, Path(folder) / f"store{count}"))
-    report(rows, f"Sessions on {base or shape}, {strategy}, {context} tokens of history", place, out)
+        rows = _rows(model, tokenizer, context, tokens, sessions, repeats, place, Path(folder))
+        report(rows, f"Sessions on {base or shape}, {strategy}, {context} tokens of history", place, out)
+
+
+def _rows(model, tokenizer, context, tokens, sessions, repeats, place, folder):
+    for count in sessions:
+        yield from _generate(model, context, tokens, count, repeats, place)
+        yield _decoded(model, tokenizer, context, tokens, count, repeats)
+    yield from _resumed(model, tokenizer, context, folder / "session", repeats, place)
+    for count in sessions:
+        yield _served(model, tokenizer, context, tokens, count, folder / f"store{count}")
 
 
 def _history(tokenizer, length: int) -> str:

@@ -7,6 +7,7 @@ the embeddings' output), run the same way: what a training step costs that has n
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -34,17 +35,15 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
 ) -> None:
     """Time and peak memory of a step on random weights of a real shape."""
-    place, rows = torch.device(device), []
+    place = torch.device(device)
     backend = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}.get(attention)
-    with sdpa_kernel(backend) if backend else nullcontext():
-        for name in shape:
-            rows += _shape_rows(name, strategy, checkpointing, written, read, repeats, compiled, place)
     title = f"Training step, {written} written + {read} read, {attention} attention{', compiled' if compiled else ''}"
-    report(rows, title, place, out)
+    with sdpa_kernel(backend) if backend else nullcontext():
+        rows = (_shape_rows(name, strategy, checkpointing, written, read, repeats, compiled, place) for name in shape)
+        report(chain.from_iterable(rows), title, place, out)
 
 
 def _shape_rows(name, strategy, checkpointing, written, read, repeats, compiled, place):
-    rows = []
     base = random_backbone(name, place)
     if compiled:
         compile_norms_and_mlps(base)
@@ -53,17 +52,16 @@ def _shape_rows(name, strategy, checkpointing, written, read, repeats, compiled,
     for mode in checkpointing:
         bare = _backbone_step(base, context, question, mode)
         row = _measure(bare, place, repeats, {"shape": name, "strategy": "backbone alone", "checkpointing": mode})
-        rows.append(row | {"over backbone": 1.0})
+        yield row | {"over backbone": 1.0}
         for kind in strategy:
             model = get_delta_mem_model(base, DeltaMemConfig(strategy=kind))
             model.memory_layers.to(torch.bfloat16)  # as DeepSpeed trains it
             step = _delta_step(model, context, question, mode)
             mine = _measure(step, place, repeats, {"shape": name, "strategy": kind, "checkpointing": mode})
             both = row["seconds"] and mine["seconds"]
-            rows.append(mine | {"over backbone": mine["seconds"] / row["seconds"] if both else None})
+            yield mine | {"over backbone": mine["seconds"] / row["seconds"] if both else None}
             model.unload()
             del step, model
-    return rows
 
 
 def _measure(step, device, repeats, row):

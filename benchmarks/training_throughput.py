@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -43,31 +44,31 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
 ) -> None:
     """Episodes and tokens per second of training."""
-    place, table, rows = torch.device(device), open_episodes(episodes), []
+    place, table = torch.device(device), open_episodes(episodes)
     files = sorted(backbone.glob("*.gguf"))
     gguf = {"gguf_file": files[0].name} if files else {}
     base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16, **gguf).to(place).eval()
     if compiled:
         compile_norms_and_mlps(base)
     pad = AutoTokenizer.from_pretrained(backbone, **gguf).pad_token_id or 0
-    for kind in strategy:
-        for micro in micro_batch:
+
+    def rows():
+        for kind, micro in product(strategy, micro_batch):
             train = Train(batch_size=batch, micro_batch_size=micro, num_workers=1, epochs=99)
             model = get_delta_mem_model(base, DeltaMemConfig(strategy=kind))
             model.memory_layers.to(torch.bfloat16)  # as DeepSpeed trains it
             objective = MemoryObjective(model, 0.01, 0.05)
-            for timed in (False, True):  # the kernels for a length compile when it first comes
-                for way in order:
-                    try:
-                        measured = _measure(objective, Schedule(table, train, 0, 1), table, pad, way, steps, place)
-                    except torch.OutOfMemoryError:
-                        measured = {"episodes/s": None, "tokens/s": None, "peak GiB": "out of memory"}
-                        torch.cuda.empty_cache()
-                    if timed:
-                        rows.append({"strategy": kind, "micro-batch": micro, "order": way} | measured)
+            for timed, way in product((False, True), order):  # the kernels for a length compile when it first comes
+                try:
+                    measured = _measure(objective, Schedule(table, train, 0, 1), table, pad, way, steps, place)
+                except torch.OutOfMemoryError:
+                    measured = {"episodes/s": None, "tokens/s": None, "peak GiB": "out of memory"}
+                if timed:
+                    yield {"strategy": kind, "micro-batch": micro, "order": way} | measured
             model.unload()
+
     title = f"Training throughput, {len(table)} episodes, {batch} a step{', compiled' if compiled else ''}"
-    report(rows, title, place, out)
+    report(rows(), title, place, out)
 
 
 def _batches(schedule, table, pad, order, step):

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem.adapter_files import collect_tensors
 from deltamem.chat_format import EncodedMessages, Message, encode_messages
@@ -202,11 +203,19 @@ class ChatRuntime:
 
     @cached_property
     def backbone_digest(self) -> str:
-        """sha256 over the backbone's weights, class and position encoding."""
+        """sha256 over the backbone's weights, class and position encoding; taken once per backbone in memory."""
         base = self.model.base_model
         config = base.config.get_text_config(decoder=True)
         facts = {"class": type(base).__name__, "rope": getattr(config, "rope_parameters", None)}
-        return _digest(facts, {name: parameter.detach() for name, parameter in base.named_parameters()})
+        tensors = {name: parameter.detach() for name, parameter in base.named_parameters()}
+        weights = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors.values()]
+        if base not in _BACKBONES or _BACKBONES[base][:2] != (facts, weights):
+            _BACKBONES[base] = facts, weights, _digest(facts, tensors)
+        return _BACKBONES[base][2]
+
+
+# Reading 16 GB of weights takes ten seconds or more, and every restored chat has a runtime of its own.
+_BACKBONES: WeakKeyDictionary[PreTrainedModel, tuple[dict, list, str]] = WeakKeyDictionary()
 
 
 def _digest(facts: dict, tensors: dict[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from deltamem import ChatSession, DeltaMemory, session_files
+from deltamem import ChatSession, DeltaMemory, chat_runtime, session_files
 from deltamem.errors import SnapshotError
 from deltamem.turn import Turn, TurnOptions
 from tests.chat_models import make_chat_model
@@ -127,6 +127,23 @@ def test_another_adapter_or_backbone_is_refused_with_the_reason(what, models, tm
         other.base_model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3 if what == "backbone" else 0
     with pytest.raises(SnapshotError, match=f"saved with another {what}"):
         ChatSession.load(other, tokenizer, tmp_path)
+
+
+def test_the_backbone_is_digested_once_however_many_chats_are_restored(models, tmp_path, monkeypatch):
+    chat = ChatSession(*models)
+    chat.send("one", **SHORT)
+    chat.save(tmp_path)
+    digested, digest = [], chat_runtime._digest
+    monkeypatch.setattr(
+        chat_runtime, "_digest", lambda facts, tensors: digested.append(tensors) or digest(facts, tensors)
+    )
+    for _ in range(3):
+        ChatSession.load(*models, tmp_path)
+    assert all(len(tensors) < len(list(models[0].base_model.parameters())) for tensors in digested)
+    with torch.no_grad():
+        models[0].base_model.model.layers[0].mlp.up_proj.weight.mul_(1)
+    ChatSession.load(*models, tmp_path)  # written to, if to the same end: looked at again
+    assert len(digested[-1]) == len(list(models[0].base_model.parameters()))
 
 
 def damage_manifest(folder, **changes):
