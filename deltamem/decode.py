@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from deltamem.attention import PREFIXED, SLOTS, with_attention
 from deltamem.errors import DeltaMemError
 from deltamem.key_values import KeyValues
 from deltamem.memory import DeltaMemory
 from deltamem.model import DeltaMemModel
-from deltamem.slots import SlotCache, with_slot_attention
+from deltamem.slots import SlotCache
 from deltamem.steering import DeltaCall
 
 STEPS_PER_LOOK = 16
@@ -31,16 +32,19 @@ class SlotDecoder:
     Args:
         model: a DeltaMemModel, or a bare backbone (then there is no memory).
         capacity: tokens that a slot can hold, prompt included.
+        prefix: keys and values [1, …] of a beginning that all sequences share. Slots hold what comes after it.
 
     Attributes:
         token: [slots, 1] int64, what the next step feeds; a step leaves the likeliest next token here.
         logits: [slots, V], the last step's.
     """
 
-    def __init__(self, model: DeltaMemModel | PreTrainedModel, slots: int, capacity: int):
-        self.model, self.slots, self.capacity = model, slots, capacity
+    def __init__(
+        self, model: DeltaMemModel | PreTrainedModel, slots: int, capacity: int, prefix: KeyValues | None = None
+    ):
+        self.model, self.slots, self.capacity, self.prefix = model, slots, capacity, prefix
         self.base = model.base_model if isinstance(model, DeltaMemModel) else model
-        self._stepped = with_slot_attention(self.base)
+        self._stepped = with_attention(self.base, PREFIXED if prefix else SLOTS)
         device = self.base.device
         self.cache = SlotCache(slots, capacity, device)
         self.token = torch.zeros(slots, 1, dtype=torch.long, device=device)
@@ -159,10 +163,16 @@ class SlotDecoder:
             states = dict(self.memory.states)
             one = self.active[:, None]
             call["delta_call"] = DeltaCall(states, one, memory_out=states, in_place=True, writes=self.writes)
+        lengths = self.cache.lengths[:, None]
+        if self.prefix:
+            seen = torch.arange(self.capacity, device=lengths.device) <= lengths
+            places = {"attention_mask": seen[:, None, None], "position_ids": lengths + self.prefix.length}
+            call["shared_prefix"] = self.prefix
+        else:
+            places = {"attention_mask": (lengths + 1)[:, :, None, None], "position_ids": lengths}
         out = self._stepped(
             self.token,
-            attention_mask=(self.cache.lengths + 1)[:, None, None, None],
-            position_ids=self.cache.lengths[:, None],
+            **places,
             past_key_values=self.cache,
             use_cache=True,
             **call,

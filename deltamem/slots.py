@@ -1,20 +1,14 @@
-"""A static cache whose rows are of different lengths and independent of each other, and the attention over it."""
+"""A static cache whose rows are of different lengths and independent of each other."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, Cache, PreTrainedModel
+from torch import Tensor
+from transformers import Cache
 
-from deltamem.decoder import find_decoder
-from deltamem.errors import DeltaMemError
 from deltamem.key_values import KeyValues
-from deltamem_kernels import decode_attention
-
-ATTENTION = "deltamem_slots"
 
 
 class SlotCache(Cache):
@@ -83,57 +77,3 @@ class SlotCache(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.capacity, 0
-
-
-def with_slot_attention(model: PreTrainedModel) -> PreTrainedModel:
-    """A twin of the model, of the same weights and hooks, whose attention is :func:`_attend`.
-
-    Its mask [slots, 1, 1, 1] holds each slot's number of keys. Which attention a module takes stands in its
-    configuration, so the twin has attention modules of its own, with another one, and of what holds them; all else it
-    shares. The model itself, which other threads may be running, stays as it is.
-
-    Raises:
-        DeltaMemError: the ``forward`` of a module that holds attention was replaced, as accelerate does to spread one
-            over devices; the twin's would be the module's own.
-    """
-    attentions = {layer.attention for layer in find_decoder(model).layers}
-
-    def twin(module: nn.Module) -> nn.Module:
-        if not any(inner in attentions for inner in module.modules()):
-            return module
-        if "forward" in vars(module):
-            raise DeltaMemError(
-                f"{type(module).__name__}: its forward was replaced, so decoding in slots can't change its attention; "
-                "load the model onto one device, without device_map"
-            )
-        made = copy.copy(module)
-        if module in attentions:
-            made.config = copy.copy(module.config)
-            made.config._attn_implementation = ATTENTION
-        else:
-            made._modules = {name: child and twin(child) for name, child in module._modules.items()}
-        return made
-
-    return twin(model)
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """transformers' attention function: query [slots, heads, 1, D], key and value whole slots."""
-    if kwargs.get("s_aux") is not None:
-        raise DeltaMemError(f"{type(module).__name__}: decoding in slots doesn't know attention sinks; use generate()")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = decode_attention(query[:, :, 0], key, value, attention_mask.view(-1), scale, sliding_window, softcap)
-    return out.unsqueeze(1), None
-
-
-AttentionInterface.register(ATTENTION, _attend)

@@ -77,6 +77,11 @@ class Cell(NamedTuple):
         log = RecordLog(self.output.with_suffix(".records.jsonl"), key)
         if log.records:
             console.print(f"going on after {len(log.records)} answers of an earlier run")
+        if log.set_aside:
+            console.print(
+                f"an earlier run answered something else (another model, data or settings): starting over; "
+                f"its answers are in {log.set_aside}"
+            )
         return log
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from deltamem_kernels.attention import decode_attention
+from deltamem_kernels.attention import decode_attention, prefixed_attention
 from deltamem_kernels.chunk import chunk_delta_scan
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.gates import gated_read as _torch_gated_read
@@ -26,6 +26,7 @@ __all__ = [
     "gate_projections",
     "gated_delta_scan",
     "gated_read",
+    "prefixed_attention",
     "steer_",
 ]
 

@@ -176,7 +176,19 @@ class Engine:
                 if question in questions_of[context.context_id]
             ]
             at_once = self.cache_bytes // max(1, rows.cache_bytes // len(group))
-            self._ask("full", tasks, rows.select, write=True, at_once=min(max(1, at_once), self.batch_size))
+            if len(tasks) > max(at_once, len(group)) and self.reader.shares_beginnings:
+                self._ask_after_beginnings(tasks, rows)
+            else:
+                self._ask("full", tasks, rows.select, write=True, at_once=min(max(1, at_once), self.batch_size))
+
+    def _ask_after_beginnings(self, tasks: Sequence[Task], rows: Rows) -> None:
+        """One beginning after the other: a copy of its keys and values for every question would not fit."""
+        of_token = max(1, rows.cache_bytes // rows.mask.numel())
+        for row in sorted({task.row for task in tasks}):
+            mine = [task._replace(row=0) for task in tasks if task.row == row]
+            own = max(len(task.unread.input_ids) + self._limit(task.question) for task in mine)
+            at_once = max(1, self.cache_bytes // (of_token * own))
+            self._ask("full", mine, rows.beginning(row).select, write=True, at_once=min(at_once, self.batch_size))
 
     def _encode_full(self, context: Context) -> tuple[FullPrompts, int]:
         room = max(max(len(self._answers[q.question_id]), self._limit(q)) for q in context.questions)

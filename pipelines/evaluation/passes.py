@@ -20,9 +20,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from deltamem import DeltaMemModel, DeltaMemory
+from deltamem.attention import can_share_prefixes
 from deltamem.chat_format import EncodedMessages
 from deltamem.decode import SlotDecoder, round_up
 from deltamem.key_values import KeyValues
+from deltamem.prefix import PrefixReader
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Rows:
         mask: [B, P] int64, 1 for a token in the cache and 0 for padding, which may lie anywhere.
         memory: of B sequences; None for a model without one.
         cache: keys and values of the P tokens.
+        prefix: keys and values of one row, which all rows have read before; None: nothing.
     """
 
     mask: Tensor
     memory: DeltaMemory | None
     cache: Cache
+    prefix: KeyValues | None = None
 
     @property
     def cache_bytes(self) -> int:
@@ -48,7 +52,14 @@ class Rows:
         index = torch.tensor(rows, device=self.mask.device)
         cache = _fork(self.cache)
         cache.batch_select_indices(index)
-        return Rows(self.mask[index], self.memory.select(index) if self.memory else None, cache)
+        return Rows(self.mask[index], self.memory.select(index) if self.memory else None, cache, self.prefix)
+
+    def beginning(self, row: int) -> Rows:
+        """One row, as the beginning of what is selected from it: selecting does not copy its keys and values."""
+        counts = self.mask[row].bool()
+        layers = KeyValues.from_cache(self.cache).layers
+        prefix = KeyValues(tuple((k[row : row + 1, :, counts], v[row : row + 1, :, counts]) for k, v in layers))
+        return Rows(self.mask[row : row + 1, :0], self.memory and self.memory.select([row]), DynamicCache(), prefix)
 
 
 class Reader:
@@ -64,9 +75,16 @@ class Reader:
         self.has_memory = isinstance(model, DeltaMemModel)
         self.config = (model.base_model if self.has_memory else model).config
         self.device = model.device
+        base = model.base_model if self.has_memory else model
+        self._after_prefix = PrefixReader(model) if can_share_prefixes(base) else None
         self._decoder: SlotDecoder | None = None
         self.tokens = 0
         """Tokens read, written and generated so far, padding not counted."""
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether this model can read on from :meth:`Rows.beginning`."""
+        return self._after_prefix is not None
 
     def start(self, batch_size: int, memory: DeltaMemory | None = None) -> Rows:
         """Rows that have read nothing; their memory is ``memory``, or empty."""
@@ -121,7 +139,7 @@ class Reader:
     @torch.inference_mode()
     def generate(self, rows: Rows, last: Sequence[int], limits: Sequence[int], write: bool) -> list[list[int]]:
         """Greedy answers, at most ``limits`` tokens each, without the end of turn."""
-        decoder = self._decoder_for(len(last), rows.mask.shape[1] + max(limits))
+        decoder = self._decoder_for(len(last), rows.mask.shape[1] + max(limits), rows.prefix)
         first = torch.tensor(list(last), device=self.device)
         # the last token of a prompt belongs to no message: ssw doesn't write it
         writes = write and not (self.has_memory and self.model.config.strategy == "ssw")
@@ -130,13 +148,13 @@ class Reader:
         self.tokens += sum(map(len, answers)) + len(answers)
         return answers
 
-    def _decoder_for(self, rows: int, length: int) -> SlotDecoder:
+    def _decoder_for(self, rows: int, length: int, prefix: KeyValues | None) -> SlotDecoder:
         """A decoder with at least so many slots and tokens, kept from call to call where a captured step saves time."""
         rows, length = round_up(rows, self.device), round_up(length, self.device)
         kept = self._decoder
-        if kept is None or (kept.slots, kept.capacity) != (rows, length):
+        if kept is None or (kept.slots, kept.capacity) != (rows, length) or kept.prefix is not prefix:
             self._decoder = None  # its buffers go before new ones are made
-            self._decoder = SlotDecoder(self.model, rows, length)
+            self._decoder = SlotDecoder(self.model, rows, length, prefix)
         else:
             kept.free(range(rows))
         return self._decoder
@@ -162,7 +180,12 @@ class Reader:
     def _forward(self, rows: Rows, ids: Tensor, mask: Tensor, segments: Tensor, write: bool, **options: Any):
         """One pass over new tokens [B, T]; logits, and the rows after it."""
         self.tokens += int(mask.sum())
-        mask = torch.cat([rows.mask, mask], dim=1)
+        mask, cache = torch.cat([rows.mask, mask], dim=1), _fork(rows.cache)
+        if rows.prefix:
+            logits, memory = self._after_prefix.forward(
+                rows.prefix, ids, mask, cache, rows.memory, write, segments, **options
+            )
+            return logits, replace(rows, mask=mask, memory=memory, cache=cache)
         if self.has_memory:
             options |= {"memory": rows.memory, "write": write, "segment_ids": segments}
         out = self.model(
@@ -170,7 +193,7 @@ class Reader:
             attention_mask=mask,
             # given here, because a model counts padding when it numbers tokens by itself
             position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :],
-            past_key_values=_fork(rows.cache),
+            past_key_values=cache,
             use_cache=True,
             **options,
         )

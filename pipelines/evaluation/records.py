@@ -18,10 +18,11 @@ class RecordLog:
     """A JSON-lines file: first the key, then records (one question under one condition) and what they cost.
 
     The key tells what was asked of what. A file with the same key is gone on with, except for a last line
-    that was not written whole; one with another key is started over.
+    that was not written whole; one with another key is set aside, in the place of one set aside before.
 
     Attributes:
         records: all records, those of earlier runs first.
+        set_aside: where a file with another key lies now; None: there was none.
         costs: {"part", "seconds", "tokens", "peak_bytes"} for every batch of work, likewise.
         path, key: as given.
     """
@@ -31,9 +32,12 @@ class RecordLog:
         self.costs: list[dict[str, Any]] = []
         self._known: set[tuple[str, str]] = set()
         self.path, self.key = path, dict(key)
+        self.set_aside: Path | None = None
         header = {"key": self.key}
         kept = self._read(path, header) if path.exists() else 0
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not kept and path.exists() and path.stat().st_size:
+            self.set_aside = path.replace(path.with_suffix(".before.jsonl"))
         self._file = path.open("r+b" if kept else "w+b")
         self._file.truncate(kept)
         self._file.seek(kept)

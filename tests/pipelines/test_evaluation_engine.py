@@ -10,12 +10,14 @@ from pipelines.backbone_sources.random_weights import byte_tokenizer
 from pipelines.benchmarks.base import Context, Question, prompt_messages
 from pipelines.errors import StageError
 from pipelines.evaluation.engine import Engine
-from pipelines.evaluation.passes import Reader
+from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.prompts import PromptEncoder
 from pipelines.evaluation.records import RecordLog
 from pipelines.evaluation.swap import swap_partners
 
 CONDITIONS = ["none", "state", "swapped", "full"]
+# Room for the keys and values of all questions' histories; for two questions, so that a history is shared by its own.
+COPIED, SHARED = 2**20, 2**16
 WORDS = "amber basin cedar delta ember fjord grove haven inlet jetty knoll lagoon".split()
 
 
@@ -93,8 +95,8 @@ def evaluate(tokenizer, tmp_path):
         encoder = PromptEncoder(tokenizer, segment, window)
         reader = options.pop("reader", None) or Reader(model, [tokenizer.eos_token_id], tokenizer.pad_token_id)
         log = RecordLog(options.pop("path", tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"), {"key": 1})
-        limit = options.pop("max_new_tokens", None)
-        Engine(benchmark, contexts, reader, encoder, log, batch_size, limit, 2**20, Console(quiet=True)).run(conditions)
+        limit, room = options.pop("max_new_tokens", None), options.pop("cache_bytes", COPIED)
+        Engine(benchmark, contexts, reader, encoder, log, batch_size, limit, room, Console(quiet=True)).run(conditions)
         log.close()
         return {(r["condition"], r["question_id"]): r for r in log.records}
 
@@ -170,19 +172,32 @@ def test_question_alone_with_every_memory(strategy, make_model, tokenizer, evalu
     assert nlls["none"] != nlls["state"] != nlls["swapped"], "the memory must matter for this test to tell anything"
 
 
+@pytest.fixture
+def begun(monkeypatch):
+    """The rows whose beginnings were shared."""
+    rows, beginning = [], Rows.beginning
+    monkeypatch.setattr(Rows, "beginning", lambda self, row: rows.append(row) or beginning(self, row))
+    return rows
+
+
+@pytest.mark.parametrize("room", [COPIED, SHARED], ids=["copied", "shared"])
 @pytest.mark.parametrize("strategy", ["tsw", "msw"])
-def test_full_with_a_shared_history_is_the_whole_prompt_read_at_once(strategy, make_model, tokenizer, evaluate):
+def test_full_with_a_shared_history_is_the_whole_prompt_read_at_once(
+    strategy, room, make_model, tokenizer, evaluate, begun
+):
     model = make_model(strategy)
-    records, alone = evaluate(model, conditions=["full"]), Alone(model, tokenizer)
+    records, alone = evaluate(model, conditions=["full"], cache_bytes=room), Alone(model, tokenizer)
+    assert bool(begun) == (room == SHARED)
     for c in CONTEXTS:
         for question in c.questions:
             ids, segments = alone.encode(prompt_messages(question, c.history))
             assert_same(records["full", question.question_id], alone.ask(ids, segments, question, None, write=True))
 
 
-def test_full_under_ssw_reads_history_then_question_then_answer(make_model, tokenizer, evaluate):
+@pytest.mark.parametrize("room", [COPIED, SHARED], ids=["copied", "shared"])
+def test_full_under_ssw_reads_history_then_question_then_answer(room, make_model, tokenizer, evaluate):
     model = make_model("ssw")
-    records, alone = evaluate(model, conditions=["full"]), Alone(model, tokenizer)
+    records, alone = evaluate(model, conditions=["full"], cache_bytes=room), Alone(model, tokenizer)
     for c in CONTEXTS:
         for question in c.questions:
             ids, segments = alone.encode(prompt_messages(question, c.history))
@@ -328,14 +343,15 @@ def test_an_interrupted_run_asks_nothing_twice(make_model, tokenizer, evaluate, 
     assert reader.asked == 40
 
 
-def test_another_key_starts_over(tmp_path):
+def test_another_key_starts_over_and_sets_the_file_aside(tmp_path):
     path = tmp_path / "log.jsonl"
     log = RecordLog(path, {"adapter": "a"})
     log.add([{"condition": "none", "question_id": "q"}], {"part": "none"})
     log.close()
     assert RecordLog(path, {"adapter": "a"}).has("none", "q")
-    assert not RecordLog(path, {"adapter": "b"}).has("none", "q")
-    assert not RecordLog(path, {"adapter": "a"}).has("none", "q")
+    other = RecordLog(path, {"adapter": "b"})
+    assert not other.has("none", "q") and not RecordLog(path, {"adapter": "b"}).set_aside
+    assert RecordLog(other.set_aside, {"adapter": "a"}).has("none", "q"), "what was answered before must not be lost"
 
 
 def test_limits_of_answers(make_model, evaluate):
