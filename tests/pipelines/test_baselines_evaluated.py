@@ -12,12 +12,11 @@ from pipelines.baselines.lora import (
     make_lora,
     save_lora,
 )
-from pipelines.config import resolve_config
 from pipelines.errors import StageError
 from pipelines.evaluate import evaluate
 from pipelines.layout import Layout
-from pipelines.preprocess import preprocess
 from pipelines.run_status import jobs
+from tests.pipelines.generated_run import prepare_run
 
 
 @pytest.mark.slow
@@ -25,28 +24,18 @@ def test_they_are_evaluated_like_the_strategies(tmp_path, tiny_backbone, monkeyp
     task = tmp_path / "prompts.jsonl"
     asked = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     task.write_text(json.dumps(asked))
-    settings = {
-        "name": "run",
-        "results_dir": str(tmp_path),
-        "backbones": ["tiny-random"],
-        "strategies": {
+    config = prepare_run(
+        tmp_path,
+        tiny_backbone,
+        eval_papers=2,
+        strategies={
             "bm25": {"kind": "bm25", "top_k": 1, "passage_characters": 200},
             "bank": {"kind": "memory_bank", "top_k": 1, "passage_characters": 200, "summary_tokens": 4},
             "lora": {"kind": "lora", "context": True},
         },
-        "benchmarks": {"qasper": {"from": "qasper"}, "ifeval": {"from": "ifeval", "data_file": str(task)}},
-        "data": {
-            "source": "generated",
-            "generated": {"train_papers": 1, "eval_papers": 2, "facts_per_paper": 1},
-            "processes": 1,
-        },
-        "evaluate": {"use_gpu": False, "max_new_tokens": 3, "bootstrap_samples": 100},
-    }
-    config = resolve_config(settings, "test")
+        benchmarks={"qasper": {"from": "qasper"}, "ifeval": {"from": "ifeval", "data_file": str(task)}},
+    )
     layout = Layout(config)
-    layout.backbone("tiny-random").parent.mkdir(parents=True)
-    layout.backbone("tiny-random").symlink_to(tiny_backbone)
-    preprocess(config, "tiny-random")
     assert parts.cells(config) == [("tiny-random", "lora", 42)]
     cells = {("frozen", 0), ("bm25", 0), ("bank", 0), ("lora", 42)}
     assert {(strategy, seed) for _, strategy, seed, _ in parts.evaluations(config)} == cells

@@ -16,8 +16,8 @@ from pipelines.config import resolve_config
 from pipelines.errors import StageError
 from pipelines.evaluate import evaluate, first_questions
 from pipelines.layout import Layout
-from pipelines.preprocess import preprocess
 from pipelines.qasper.score import answer_f1
+from tests.pipelines.generated_run import prepare_run
 
 CELL = ("tiny-random", "tsw", 42)
 
@@ -25,24 +25,8 @@ CELL = ("tiny-random", "tsw", 42)
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tiny_backbone):
     """Backbone, episodes and an adapter."""
-    settings = {
-        "name": "run",
-        "results_dir": str(tmp_path_factory.mktemp("evaluate")),
-        "backbones": ["tiny-random"],
-        "strategies": ["tsw"],
-        "benchmarks": ["qasper"],
-        "data": {
-            "source": "generated",
-            "generated": {"train_papers": 1, "eval_papers": 3, "facts_per_paper": 1},
-            "processes": 1,
-        },
-        "evaluate": {"use_gpu": False, "max_new_tokens": 4, "bootstrap_samples": 200},
-    }
-    config = resolve_config(settings, "test")
+    config = prepare_run(tmp_path_factory.mktemp("evaluate"), tiny_backbone, eval_papers=3)
     layout = Layout(config)
-    layout.backbone("tiny-random").parent.mkdir(parents=True)
-    layout.backbone("tiny-random").symlink_to(tiny_backbone)
-    preprocess(config, "tiny-random")
     torch.manual_seed(0)
     base, _ = load_backbone(layout.backbone("tiny-random"))
     get_delta_mem_model(base, DeltaMemConfig()).save_pretrained(layout.adapter(*CELL))
