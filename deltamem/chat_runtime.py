@@ -144,6 +144,14 @@ class ChatRuntime:
             ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
         return frozenset(ids)
 
+    @cached_property
+    def sampling(self) -> dict[str, float]:
+        """The temperature, top_p and top_k to draw with where nobody says: the backbone's generation config's, else
+        1, 1 and 0, as OpenAI's."""
+        said = self.model.base_model.generation_config.to_diff_dict()  # without transformers' own defaults
+        defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        return {name: other if said.get(name) is None else said[name] for name, other in defaults.items()}
+
     def prompt(self, state: ChatState, messages: Sequence[Message], max_new_tokens: int) -> Prompt:
         """Decide what to feed for ``messages`` after ``state``.
 

@@ -15,6 +15,7 @@ class TurnOptions:
         max_new_tokens: longest reply, in tokens.
         temperature: 0 takes the likeliest token; otherwise tokens are drawn.
         top_p: draw from the likeliest tokens that together have this probability.
+        top_k: draw from so many of the likeliest tokens; 0: from all.
         seed: of the drawing; None draws differently each time.
         stop: the reply ends before the first of these sequences.
         write: False reads the memory without changing it.
@@ -23,6 +24,7 @@ class TurnOptions:
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     write: bool = True
@@ -37,6 +39,8 @@ class TurnOptions:
             raise DeltaMemError(f"temperature must be a number >= 0, got {self.temperature!r}")
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise DeltaMemError(f"top_p must be in (0, 1], got {self.top_p!r}")
+        if not isinstance(self.top_k, int) or self.top_k < 0:
+            raise DeltaMemError(f"top_k must be a whole number >= 0, got {self.top_k!r}")
         if self.seed is not None and not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**63):
             raise DeltaMemError(f"seed must be a whole number of 64 bits, got {self.seed!r}")
         if isinstance(self.stop, str) or not all(isinstance(stop, str) and stop for stop in self.stop):

@@ -24,7 +24,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from deltamem.chat_format import Message, sentence_spans
 from deltamem.chat_runtime import ChatRuntime, ChatState, checked
@@ -187,6 +187,8 @@ def choose(turns: Sequence[Turn], logits: Tensor) -> list[int]:
         if turn.generator is None:
             continue
         scores = TemperatureLogitsWarper(float(turn.options.temperature))(None, logits[row : row + 1].float())
+        if turn.options.top_k:
+            scores = TopKLogitsWarper(turn.options.top_k)(None, scores)
         if turn.options.top_p < 1:
             scores = TopPLogitsWarper(turn.options.top_p)(None, scores)
         tokens[row] = int(torch.multinomial(scores.softmax(-1), 1, generator=turn.generator))

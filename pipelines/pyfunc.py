@@ -68,7 +68,7 @@ class ChatModel:
 
         Returns:
             For messages the reply's text, by default the likeliest tokens; for a request a chat completion, by
-            default drawn at temperature 1, as OpenAI's are.
+            default drawn as the backbone's generation config says, else at temperature 1, as OpenAI's are.
 
         Raises:
             MlflowException: the messages or parameters aren't ones, or don't fit the window.
@@ -96,7 +96,7 @@ class ChatModel:
                     raise ApiError(400, f"{name}: this model is asked one chat at a time; use deltamem serve", name)
             asked = ChatRequest.model_validate({"model": "deltamem", **fields})
             messages = new_messages(chat.state, [message.plain() for message in asked.messages])
-            options = asked.options(chat.runtime.window, self.max_new_tokens)
+            options = asked.options(chat.runtime.sampling, chat.runtime.window, self.max_new_tokens)
             reply = chat.send(messages, **vars(options))
         except (ApiError, ValidationError, DeltaMemError) as error:
             raise MlflowException.invalid_parameter_value(as_api_error(error).message) from error

@@ -150,7 +150,7 @@ class ChatServer:
         if asked.session_id is None and (header := request.headers.get("x-session-id")) is not None:
             asked = ChatRequest.model_validate({**asked.model_dump(exclude_unset=True), "session_id": header})
         self.check_model(asked.model)
-        options = asked.options(self.settings.requests.reply_tokens)
+        options = asked.options(self.runtime.sampling, self.settings.requests.reply_tokens)
         turn = RunningTurn(self, asked.session_id)
         await turn.start(asked, options)
         first = await turn.next()

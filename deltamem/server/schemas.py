@@ -1,6 +1,6 @@
 """Requests and responses of /v1/chat/completions: OpenAI's, and what this server adds.
 
-Added to the request (``extra_body`` of the openai client): ``session_id`` (or the header ``X-Session-Id``),
+Added to the request (``extra_body`` of the openai client): ``top_k``, ``session_id`` (or the header ``X-Session-Id``),
 ``write`` (false: answer, but don't write this turn into the memory) and ``without_memory`` (true: the frozen
 backbone's answer to the same visible messages; the session doesn't change). Added to the response:
 ``deltamem``.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -60,6 +60,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     session_id: str | None = Field(None, pattern=SESSION_ID)
@@ -82,15 +83,16 @@ class ChatRequest(BaseModel):
             raise ValueError("at most 4 stop sequences of 1 to 256 characters each")
         return stops
 
-    def options(self, most_tokens: int, default_tokens: int = TurnOptions.max_new_tokens) -> TurnOptions:
-        """How to answer; OpenAI's defaults, but for the reply's length."""
+    def options(
+        self, sampling: Mapping[str, float], most_tokens: int, default_tokens: int = TurnOptions.max_new_tokens
+    ) -> TurnOptions:
+        """How to answer; ``sampling`` says how to draw where the request doesn't."""
         tokens = self.max_completion_tokens or self.max_tokens or min(default_tokens, most_tokens)
         if tokens > most_tokens:
             raise ApiError(400, f"max_tokens: this server allows at most {most_tokens}", "too_large", "max_tokens")
         return TurnOptions(
             max_new_tokens=tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            **{name: value if (said := getattr(self, name)) is None else said for name, value in sampling.items()},
             seed=self.seed,
             stop=tuple(self.stop or ()),
             write=self.write,

@@ -212,7 +212,7 @@ def test_a_stop_sequence_ends_the_reply_and_leaves_what_follows_out(chat, stop, 
             same_memory(state.memory, chat.runtime.model(torch.tensor([state.tokens])).memory)
 
 
-def test_drawing_is_seeded_and_follows_top_p():
+def test_drawing_is_seeded_and_follows_top_p_and_top_k():
     model, tokenizer = make_chat_model()
     drawn = [
         ChatSession(model, tokenizer).send("hi", max_new_tokens=20, temperature=3.0, seed=seed).text
@@ -222,12 +222,14 @@ def test_drawing_is_seeded_and_follows_top_p():
     greedy = ChatSession(model, tokenizer).send("hi", max_new_tokens=20).text
     nearly_greedy = {"temperature": 3.0, "top_p": 1e-6, "seed": 3}
     assert ChatSession(model, tokenizer).send("hi", max_new_tokens=20, **nearly_greedy).text == greedy
+    one = {"temperature": 3.0, "top_k": 1, "seed": 3}
+    assert ChatSession(model, tokenizer).send("hi", max_new_tokens=20, **one).text == greedy
 
 
 BAD_OPTIONS = [
     {"max_new_tokens": 0}, {"max_new_tokens": 2.5}, {"max_new_tokens": "3"}, {"temperature": -1}, {"temperature": "1"},
-    {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.5}, {"seed": "x"}, {"seed": 2**70}, {"stop": "abc"},
-    {"stop": ("",)},
+    {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"top_k": 1.5}, {"seed": "x"},
+    {"seed": 2**70}, {"stop": "abc"}, {"stop": ("",)},
 ]  # fmt: skip
 
 

@@ -150,6 +150,18 @@ def test_stop_and_seed_do_what_they_do_at_openai(client):
     assert len(texts) == 1 and texts != {whole.choices[0].message.content}
 
 
+def test_where_a_request_does_not_say_tokens_are_drawn_as_the_backbones_authors_do(start_server):
+    model, tokenizer = make_chat_model()
+    model.base_model.generation_config.top_k = 1  # the likeliest, whatever the temperature
+    server = start_server(model=(model, tokenizer))
+
+    def answer(**fields):
+        return server.ask("go", max_tokens=20, **fields).json()["choices"][0]["message"]["content"]
+
+    assert answer(temperature=None) == answer(temperature=0)
+    assert answer(temperature=2, top_k=0, seed=1) != answer(temperature=0)
+
+
 def test_a_key_is_asked_for_and_checked(start_server):
     server = start_server(api_key="sk-test")
     make = lambda key: openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)  # noqa: E731
