@@ -25,13 +25,13 @@ class Job:
         return " ".join((self.stage, *self.cell))
 
     def reason(self) -> str:
-        """The last telling line of the job's log."""
+        """The last telling line of the job's log: an error, else what is no progress bar."""
         try:
             lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         except OSError:
             return "no log"
-        told = [line for line in lines if line.startswith("error:")]
-        return (told or lines or ["empty log"])[-1]
+        errors = [line for line in lines if line.startswith("error:")]
+        return (errors or [line for line in lines if "%|" not in line] or ["nothing in its log"])[-1]
 
 
 def jobs(config: Config) -> list[Job]:

@@ -151,6 +151,18 @@ def test_a_failed_cell_is_named_with_its_reason(small):
     assert f"train {BACKBONE} tsw seed42" in told and str(log) in told and "1 × evaluate" in told
 
 
+def test_a_progress_bar_is_no_reason(small):
+    small.layout.adapter_weights(BACKBONE, "tsw", 42).unlink()
+    log = small.layout.log("train", BACKBONE, "tsw", "seed42")
+    log.parent.mkdir(parents=True)
+    for written, told in (
+        ("KeyError: 'x'\n  0%|  | 0/9\n100%|██| 9/9\n", "KeyError: 'x'"),
+        ("\n", "nothing in its log"),
+    ):
+        log.write_text(written)
+        assert next(job for job in jobs(small.config) if job.state == "failed").reason() == told
+
+
 def test_a_run_with_nothing_done_has_a_report(tmp_path):
     empty = SyntheticRun(tmp_path)
     assert {job.state for job in jobs(empty.config)} == {"waiting"}
