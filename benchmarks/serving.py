@@ -16,10 +16,10 @@ from typing import Annotated
 
 import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from benchmarks.measure import median_seconds, report
-from benchmarks.shapes import random_backbone
+from benchmarks.shapes import backbone_of
 from deltamem import ChatSession, DeltaMemConfig, get_delta_mem_model
 from deltamem.batch import Batch
 from deltamem.chat_runtime import ChatRuntime
@@ -45,11 +45,8 @@ def main(
 ) -> None:
     """Seconds to the first token of a resumed session, and tokens per second of concurrent sessions."""
     place, kind = torch.device(device), getattr(torch, dtype)
-    if base is None:
-        backbone, tokenizer = random_backbone(shape, place).to(kind), byte_tokenizer()
-    else:
-        backbone = AutoModelForCausalLM.from_pretrained(base, dtype=kind).to(place).eval()
-        tokenizer = AutoTokenizer.from_pretrained(base)
+    backbone = backbone_of(base, shape, place, kind)
+    tokenizer = byte_tokenizer() if base is None else AutoTokenizer.from_pretrained(base)
     model = get_delta_mem_model(backbone, DeltaMemConfig(strategy=strategy)).requires_grad_(False).to(kind).eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         rows = _rows(model, tokenizer, context, tokens, sessions, repeats, place, Path(folder))

@@ -29,6 +29,13 @@ SHAPES = {
 }  # fmt: skip
 
 
+def backbone_of(base: str | None, shape: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The backbone in a folder; without one, random weights of a shape."""
+    if base is None:
+        return random_backbone(shape, device).to(dtype)
+    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device).eval()
+
+
 def random_backbone(shape: str, device: torch.device, attention: str = "sdpa") -> PreTrainedModel:
     """A frozen bf16 model of a real shape, initialised on the device."""
     torch.manual_seed(0)

@@ -11,10 +11,9 @@ from typing import Annotated
 
 import torch
 import typer
-from transformers import AutoModelForCausalLM
 
 from benchmarks.measure import median_seconds, peak_gib, report
-from benchmarks.shapes import random_backbone
+from benchmarks.shapes import backbone_of
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.chat_format import EncodedMessages
 from pipelines.evaluation.passes import Reader
@@ -35,10 +34,7 @@ def main(
 ) -> None:
     """Questions per second, and peak GPU memory, after a beginning that is copied or shared."""
     place = torch.device(device)
-    if base is None:
-        backbone = random_backbone(shape, place).to(torch.bfloat16)
-    else:
-        backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(place).eval()
+    backbone = backbone_of(base, shape, place, torch.bfloat16)
     model = get_delta_mem_model(backbone, DeltaMemConfig(strategy=strategy)).requires_grad_(False).to(torch.bfloat16)
     reader, vocabulary = Reader(model.eval(), [], 0), backbone.config.get_text_config(decoder=True).vocab_size
 

@@ -18,9 +18,6 @@ PREFIXED = "deltamem_prefixed"
 """Rows that go on from one beginning, the keyword argument ``shared_prefix``. The mask is [B, 1, T, S], bool."""
 
 
-_BEYOND_PLAIN = ("sliding_window", "attn_logit_softcapping", "sinks")
-
-
 def with_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """A twin of the model, of the same weights and hooks, whose attention function is another one.
 
@@ -46,7 +43,7 @@ def with_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
             made.config = copy.copy(module.config)
             made.config._attn_implementation = name
         else:
-            made._modules = {name: child and twin(child) for name, child in module._modules.items()}
+            made._modules = {place: child and twin(child) for place, child in module._modules.items()}
         return made
 
     return twin(model)
@@ -54,12 +51,13 @@ def with_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
 
 def can_share_prefixes(model: PreTrainedModel) -> bool:
     """Whether every layer attends to all tokens, by plain scores: no sliding window, no soft cap, no sinks."""
+    beyond_plain = ("sliding_window", "attn_logit_softcapping", "sinks")
     attentions = [layer.attention for layer in find_decoder(model).layers]
     return all(
         getattr(where, name, None) is None
         for attention in attentions
         for where in (attention, attention.config)
-        for name in _BEYOND_PLAIN
+        for name in beyond_plain
     )
 
 

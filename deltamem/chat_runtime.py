@@ -207,7 +207,8 @@ class ChatRuntime:
         config = self.model.config.to_dict()
         for name in ("base_model_name_or_path", "revision"):
             del config[name]
-        return _digest(config, collect_tensors(self.model.memory_layers.state_dict(), self.model.config))
+        tensors = collect_tensors(self.model.memory_layers.state_dict(), self.model.config)
+        return _digest(config, tensors, _hash(tensors))
 
     @cached_property
     def backbone_digest(self) -> str:
@@ -216,26 +217,29 @@ class ChatRuntime:
         config = base.config.get_text_config(decoder=True)
         facts = {"class": type(base).__name__, "rope": getattr(config, "rope_parameters", None)}
         tensors = {name: parameter.detach() for name, parameter in base.named_parameters()}
-        weights = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors.values()]
-        if base not in _BACKBONES or _BACKBONES[base][:2] != (facts, weights):
-            _BACKBONES[base] = facts, weights, _digest(facts, tensors)
-        return _BACKBONES[base][2]
+        unchanged = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors.values()]
+        if base not in _HASHED or _HASHED[base][0] != unchanged:
+            _HASHED[base] = unchanged, _hash(tensors)
+        return _digest(facts, tensors, _HASHED[base][1])
 
 
 # Reading 16 GB of weights takes ten seconds or more, and every restored chat has a runtime of its own.
-_BACKBONES: WeakKeyDictionary[PreTrainedModel, tuple[dict, list, str]] = WeakKeyDictionary()
+_HASHED: WeakKeyDictionary[PreTrainedModel, tuple[list, list[str]]] = WeakKeyDictionary()
 
 
-def _digest(facts: dict, tensors: dict[str, Tensor]) -> str:
-    """Tensors are hashed side by side: hashing 8 GB one after the other takes ten seconds."""
+def _hash(tensors: dict[str, Tensor]) -> list[str]:
+    """sha256 of each tensor, side by side: hashing 8 GB one after the other takes ten seconds."""
 
     def of_tensor(tensor: Tensor) -> str:
         raw = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
         return hashlib.sha256(raw).hexdigest()
 
     with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(of_tensor, tensors.values()))
+        return list(pool.map(of_tensor, tensors.values()))
+
+
+def _digest(facts: dict, tensors: dict[str, Tensor], hashes: list[str]) -> str:
     total = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for (name, tensor), digest in zip(tensors.items(), digests, strict=True):
+    for (name, tensor), digest in zip(tensors.items(), hashes, strict=True):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}\n".encode())
     return total.hexdigest()

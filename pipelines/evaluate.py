@@ -79,7 +79,7 @@ class Cell(NamedTuple):
             console.print(f"going on after {len(log.records)} answers of an earlier run")
         if log.set_aside:
             console.print(
-                f"an earlier run answered something else (another model, data or settings): starting over; "
+                "an earlier run answered something else (another model, data or settings): starting over; "
                 f"its answers are in {log.set_aside}"
             )
         return log

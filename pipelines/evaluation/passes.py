@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,18 +74,17 @@ class Reader:
     def __init__(self, model: DeltaMemModel | PreTrainedModel, end_ids: Sequence[int], pad_id: int):
         self.model, self.end_ids, self.pad_id = model, list(end_ids), pad_id
         self.has_memory = isinstance(model, DeltaMemModel)
-        self.config = (model.base_model if self.has_memory else model).config
-        self.device = model.device
         base = model.base_model if self.has_memory else model
-        self._after_prefix = PrefixReader(model) if can_share_prefixes(base) else None
+        self.config, self.device = base.config, model.device
+        self.shares_beginnings = can_share_prefixes(base)
+        """Whether this model can read on from :meth:`Rows.beginning`."""
         self._decoder: SlotDecoder | None = None
         self.tokens = 0
         """Tokens read, written and generated so far, padding not counted."""
 
-    @property
-    def shares_beginnings(self) -> bool:
-        """Whether this model can read on from :meth:`Rows.beginning`."""
-        return self._after_prefix is not None
+    @cached_property
+    def _after_prefix(self) -> PrefixReader:
+        return PrefixReader(self.model)
 
     def start(self, batch_size: int, memory: DeltaMemory | None = None) -> Rows:
         """Rows that have read nothing; their memory is ``memory``, or empty."""

@@ -129,14 +129,20 @@ def test_another_adapter_or_backbone_is_refused_with_the_reason(what, models, tm
         ChatSession.load(other, tokenizer, tmp_path)
 
 
+def test_a_position_encoding_changed_in_place_is_another_backbone(models, tmp_path):
+    chat = ChatSession(*models)
+    chat.save(tmp_path)
+    models[0].base_model.config.rope_parameters["rope_theta"] *= 2
+    with pytest.raises(SnapshotError, match="saved with another backbone"):
+        ChatSession.load(*models, tmp_path)
+
+
 def test_the_backbone_is_digested_once_however_many_chats_are_restored(models, tmp_path, monkeypatch):
     chat = ChatSession(*models)
     chat.send("one", **SHORT)
     chat.save(tmp_path)
-    digested, digest = [], chat_runtime._digest
-    monkeypatch.setattr(
-        chat_runtime, "_digest", lambda facts, tensors: digested.append(tensors) or digest(facts, tensors)
-    )
+    digested, hash_tensors = [], chat_runtime._hash
+    monkeypatch.setattr(chat_runtime, "_hash", lambda tensors: digested.append(tensors) or hash_tensors(tensors))
     for _ in range(3):
         ChatSession.load(*models, tmp_path)
     assert all(len(tensors) < len(list(models[0].base_model.parameters())) for tensors in digested)
