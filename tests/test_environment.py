@@ -66,13 +66,13 @@ def test_every_dependency_has_its_reason_beside_it():
         assert re.search(rf'^    "{re.escape(line)}",\s+# \w', text, flags=re.MULTILINE), line
 
 
-@pytest.mark.parametrize("root", ["deltamem", "kernels", "pipelines", "workflow", "benchmarks", "tests"])
+@pytest.mark.parametrize("root", ["deltamem", "kernels", "pipelines", "workflow", "benchmarks", "examples", "tests"])
 def test_every_import_is_a_declared_dependency(root):
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     declared |= {canonicalize_name(Requirement(line).name) for line in EXTRAS["gpu"]}
     if root in ("benchmarks", "tests"):
         declared |= {canonicalize_name(requirement.name) for requirement in LOCKED_RANGES}
-    own = {"deltamem", "deltamem_kernels", "pipelines", "benchmarks", "conftest", "tests"}
+    own = {"deltamem", "deltamem_kernels", "pipelines", "benchmarks", "conftest", "examples", "tests"}
     distributions = metadata.packages_distributions()
     for path in sorted((ROOT / root).rglob("*.py")):
         for module in imported_modules(path) - own - sys.stdlib_module_names:

@@ -25,6 +25,7 @@ from deltamem.chat_format import encode_messages
 from deltamem.no_cache import NoCache
 from pipelines.baselines.settings import LoraStrategy
 from pipelines.errors import StageError
+from pipelines.shards import read_rows
 from pipelines.training.batches import EpisodeBatch, collate
 from pipelines.training.objective import answer_logits, answer_nll
 
@@ -128,7 +129,7 @@ def collate_prompts(
     Args:
         context: put the written messages before the question, in one chat.
     """
-    rows = [episode for group in groups for episode in episodes.take(group).to_pylist()]
+    rows = [row for group in groups for row in read_rows(episodes, group, episodes.column_names)]
     for row in rows:
         row["context_ids"], row["segment_ids"] = [], []
         if context:

@@ -20,6 +20,7 @@ _CLASSES = {
     "hotpotqa": "Hotpotqa",
     "memory_agent_bench": "MemoryAgentBench",
     "test_time_learning": "TestTimeLearning",
+    "facts": "Facts",
 }
 
 

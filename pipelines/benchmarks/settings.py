@@ -83,6 +83,19 @@ class TtlSettings(Section):
     chunk_characters: Count = Field(16_384, description="longest message of the history")
 
 
+class FactsSettings(Section):
+    """Generated papers of few facts and of many, and questions for single facts."""
+
+    kind: Literal["facts"]
+    version: Count
+    facts: Annotated[list[Count], Field(min_length=1), AfterValidator(unique)] = Field(
+        [1, 2, 4, 8, 16, 32], description="numbers of facts in a paper"
+    )
+    papers: Count = Field(64, description="papers of each number")
+    questions: Count = Field(4, description="questions about each paper, at most")
+    seed: int = 42
+
+
 class LmEvalSettings(Section):
     """A task of lm-evaluation-harness. It has no history: the prompt is read, and written as it is read."""
 
@@ -99,6 +112,12 @@ class LmEvalSettings(Section):
 
 
 BenchmarkSettings = Annotated[
-    QasperSettings | LocomoSettings | HotpotqaSettings | MemoryAgentBenchSettings | TtlSettings | LmEvalSettings,
+    QasperSettings
+    | LocomoSettings
+    | HotpotqaSettings
+    | MemoryAgentBenchSettings
+    | TtlSettings
+    | FactsSettings
+    | LmEvalSettings,
     Field(discriminator="kind"),
 ]

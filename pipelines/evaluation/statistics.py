@@ -178,8 +178,8 @@ def _with_intervals(
             return [Estimate(v, None, None, n, 1, note) for v, n in zip(values, questions, strict=True)]
         distinct, which = np.unique(bottoms, axis=1, return_inverse=True)
         drawn = [(times @ tops) / (times @ distinct)[:, which.ravel()] for times in _resamples(clusters, how)]
-    tail = 50 * (1 - LEVEL)
-    lows, highs = np.percentile(np.concatenate(drawn), [tail, 100 - tail], axis=0).tolist()
+        tail = 50 * (1 - LEVEL)
+        lows, highs = np.percentile(np.concatenate(drawn), [tail, 100 - tail], axis=0).tolist()
     return [
         Estimate(value, low, high, n, clusters)
         for value, low, high, n in zip(values, lows, highs, questions, strict=True)

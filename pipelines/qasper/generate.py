@@ -4,17 +4,23 @@ Every paper is about an invented system and tells its properties ("The codename 
 name occurs in one paper only and every value is drawn by itself, so nothing but having read the paper helps
 to answer better than by chance, 1 in 12 to 16. Values are single words from closed lists, one or two tokens
 for common tokenizers, which keeps learning to remember them possible within minutes on a CPU.
+
+``python -m pipelines.qasper.generate FILE`` writes a file of them, to train on beside others.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
 
 from pipelines.config import Generated
-from pipelines.errors import StageError
+from pipelines.errors import StageError, room_to_write, run_stage
 
 Split = Literal["train", "eval"]
 T = TypeVar("T")
@@ -184,3 +190,25 @@ def _pick(rng: random.Random, items: Sequence[T]) -> T:
 
 def _shuffled(rng: random.Random, items: Any) -> list[Any]:
     return sorted(items, key=lambda _: rng.random())
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    file: Annotated[Path, typer.Argument(help="Written anew, in QASPER's official form.")],
+    papers: Annotated[int, typer.Option(min=1)] = 1000,
+    facts: Annotated[int, typer.Option(min=1, help="Facts in a paper.")] = 2,
+    seed: int = 0,
+) -> None:
+    """Write generated papers to a file, for data.train_files or data.eval_files."""
+    settings = Generated(train_papers=papers, facts_per_paper=facts, seed=seed)
+    made = generate_papers("train", settings)
+    with room_to_write(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_stage(app)

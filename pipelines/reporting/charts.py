@@ -90,6 +90,27 @@ def effects(
     return figure
 
 
+def lines(rows: pd.DataFrame, x: str, methods: Sequence[str], unit: str, x_unit: str) -> Figure:
+    """One panel per method: a line with intervals per condition against the column ``x``, on a logarithmic axis."""
+    methods = [method for method in methods if method in set(rows["method"])]
+    figure, axes = _panels(len(methods), 2.4, 0.4, sharex="all")
+    for axis, method in zip(axes.flat, methods, strict=False):
+        for name in COLOURS:
+            chosen = rows[(rows["method"] == method) & (rows["name"] == name)].sort_values(x)
+            style = {"fmt": "o-", "markersize": 4, "capsize": 2, "color": COLOURS[name], "label": name}
+            axis.errorbar(chosen[x], chosen["value"], yerr=_whiskers(chosen), **style)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted(set(rows[x])), sorted(set(rows[x])))
+        axis.tick_params(labelbottom=True)
+        axis.set_title(method)
+    for axis in axes.flat[max(0, len(methods) - 2) : len(methods)]:  # the lowest of each column
+        axis.set_xlabel(x_unit)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(unit)
+    _legend(figure, axes)
+    return figure
+
+
 def settings(groups: Mapping[str, Sequence[tuple[str, str]]], rows: pd.DataFrame, unit: str) -> Figure:
     """One panel per group of ablations: its settings along x, a dot with its interval per condition."""
     figure, axes = _panels(len(groups), 2.5, 0.4)
@@ -123,13 +144,15 @@ def curves(
         methods = [name for name in dict.fromkeys(method for method, _ in found) if name not in grey]
         for axis, (column, label) in zip(line, columns.items(), strict=True):
             for (method, _), curve in sorted(found.items(), key=lambda item: item[0][0] not in grey):
-                values = pd.to_numeric(curve.get(column), errors="coerce")
+                if column not in curve:
+                    continue
+                drawn = curve[curve[column].notna()]
                 named = method not in grey
                 colour = f"C{methods.index(method)}" if named else COLOURS["none"]
                 known = method in axis.get_legend_handles_labels()[1]
                 axis.plot(
-                    curve["step"],
-                    values,
+                    drawn["step"],
+                    drawn[column],
                     color=colour,
                     alpha=0.9 if named else 0.35,
                     linewidth=1.3 if named else 0.8,

@@ -48,7 +48,8 @@ def write_plots(config: Config, results: Results, folder: Path) -> dict[str, tup
 def _plots(config: Config, results: Results) -> Iterator[tuple[str, Plot]]:
     yield from _effects(results, "memory_effect", "state − swapped, positive is better", [0])
     yield from _effects(results, "context_recovery", "share of the full context", [0, 1])
-    yield from _curves(results, "loss", {"answer_nll": "answer NLL (nats per token)"})
+    losses = {"answer_nll": "answer NLL (nats per token)", "memory_effect": "NLL swapped − state"}
+    yield from _curves(results, "loss", losses)
     yield from _curves(results, "memory", {"write_gate": "mean write gate", "state_norm": "mean state norm"})
     for backbone in config.backbones:
         learning = {}
@@ -66,7 +67,13 @@ def _plots(config: Config, results: Results) -> Iterator[tuple[str, Plot]]:
             if settings.kind == "test_time_learning":
                 learning[f"{benchmark} (n = {whole['n'].max()})"] = whole
                 continue
-            parts = rows[rows["kind"] == "category"].groupby("category", sort=False)
+            inside = rows[rows["kind"] == "category"]
+            if settings.kind == "facts":
+                inside = inside.assign(facts=inside["category"].str.extract(r"(\d+)", expand=False).astype(int))
+                figure = charts.lines(inside, "facts", results.methods.main, heading(metric), "facts in a paper")
+                yield f"scores-{backbone}-{benchmark}", Plot("Scores by number of facts", figure)
+                continue
+            parts = inside.groupby("category", sort=False)
             panels = {f"all questions (n = {whole['n'].max()})": whole}
             panels |= {f"{name} (n = {part['n'].max()})": part for name, part in parts}
             figure = charts.bars(panels, results.methods.main, heading(metric))
@@ -97,7 +104,7 @@ def _effects(results: Results, effect: str, unit: str, lines: list[float]) -> It
 def _curves(results: Results, name: str, columns: dict[str, str]) -> Iterator[tuple[str, Plot]]:
     rows: dict[str, dict[tuple[str, int], pd.DataFrame]] = {}
     for (backbone, method, seed), curve in results.curves.items():
-        if all(column in curve and curve[column].notna().any() for column in columns):
+        if any(column in curve and curve[column].notna().any() for column in columns):
             rows.setdefault(backbone, {})[method, seed] = curve
     if rows:
         words = " and ".join(columns.values()).capitalize()

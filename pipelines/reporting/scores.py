@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,7 @@ class BenchmarkScores:
 
     def in_categories(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Every category with its questions, if there are several."""
-        names = sorted(set(self.categories))
+        names = sorted(set(self.categories), key=_natural)
         if len(names) > 1:
             yield from ((name, self.categories == name) for name in names)
 
@@ -98,3 +99,8 @@ def read_scores(path: Path, metrics: list[str]) -> Scores:
         return Scores(pq.read_table(path, columns=columns).to_pandas())
     except (OSError, pa.ArrowException, KeyError) as error:
         raise StageError(f"{path}: can't be read ({error}). Remove it and run the workflow again.") from None
+
+
+def _natural(name: str) -> list[str | int]:
+    """What to sort by so that "8 facts" comes before "16 facts"."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from pipelines.config import Train
 from pipelines.errors import StageError
+from pipelines.shards import read_rows
+
+_COLUMNS = ("paper_id", "context_ids", "segment_ids", "question_ids", "answer_ids")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class EpisodeBatch:
         answer_ids: [A] int64.
         answer_weights: [A] float32; weighs every question alike and every token of an answer alike, and sums to 1.
         owner: [Q] int64, the row of the context that a question belongs to.
+        papers: of the C contexts.
         tokens: tokens that are not padding, written and read.
     """
 
@@ -43,6 +47,7 @@ class EpisodeBatch:
     answer_ids: Tensor
     answer_weights: Tensor
     owner: Tensor
+    papers: list[str]
     tokens: int
 
     def to(self, device: torch.device) -> EpisodeBatch:
@@ -138,14 +143,15 @@ def cut_evenly(lengths: list[int], parts: int) -> list[int]:
 
 def collate(episodes: pa.Table, groups: list[list[int]], pad_id: int) -> EpisodeBatch:
     """Tensors of some groups of rows."""
-    contexts, segments, reads, owner = [], [], [], []
+    contexts, segments, reads, owner, papers = [], [], [], [], []
     rows, columns, answers, weights = [], [], [], []
     questions = sum(map(len, groups))
     for number, group in enumerate(groups):
-        for i, row in enumerate(episodes.take(group).to_pylist()):
+        for i, row in enumerate(read_rows(episodes, group, _COLUMNS)):
             if i == 0:
                 contexts.append(row["context_ids"])
                 segments.append(row["segment_ids"])
+                papers.append(row["paper_id"])
             asked, answer = row["question_ids"], row["answer_ids"]
             rows += [len(reads)] * len(answer)
             columns += range(len(asked) - 1, len(asked) + len(answer) - 1)
@@ -160,6 +166,7 @@ def collate(episodes: pa.Table, groups: list[list[int]], pad_id: int) -> Episode
         None if context_mask.all() else context_mask,
         pad(reads, pad_id)[0],
         *(torch.tensor(x) for x in (rows, columns, answers, weights, owner)),
+        papers,
         tokens=sum(map(len, contexts)) + sum(map(len, reads)),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deltamem import DeltaMemModel
+from deltamem import DeltaMemModel, DeltaMemory
 from pipelines.training.batches import EpisodeBatch
 
 
@@ -37,19 +38,51 @@ class MemoryObjective(nn.Module):
         self.write_penalty, self.write_target = write_penalty, write_target
 
     def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
-        (model,) = self.model
         gates: dict[int, Tensor] = {}
-        memory = model.write(
-            batch.context_ids, batch.context_mask, segment_ids=batch.segment_ids, gates=gates, right_padded=True
-        )
-        logits = answer_logits(
-            model, model.base_model, batch, memory=memory.select(batch.owner), write=False, right_padded=True
-        )
-        nll = answer_nll(logits, batch)
+        memory = self._write(batch, gates=gates)
+        nll = self._nll(batch, memory.select(batch.owner))
         gate = torch.stack(list(gates.values()))
         penalty = self.write_penalty * (gate - self.write_target).square().mean()
         norms = torch.stack(list(memory.detach().norms().values())).mean()
         return EpisodeLoss(nll + penalty, nll.detach(), gate.detach().mean(), norms)
+
+    @torch.no_grad()
+    def memory_effect(self, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor:
+        """Answer NLL with another paper's memory, less that with the right one: nats per token, a scalar.
+
+        Args:
+            batches: the micro-batches and their weights; NaN where all their contexts are of one paper.
+        """
+        papers = [paper for batch, _ in batches for paper in batch.papers]
+        device = batches[0][0].input_ids.device
+        if len(set(papers)) == 1:
+            return torch.tensor(float("nan"), device=device)
+        memory = DeltaMemory.cat([self._write(batch) for batch, _ in batches])
+        others, effects, first = torch.tensor(_others(papers), device=device), [], 0
+        for batch, weight in batches:
+            own = batch.owner + first
+            right, wrong = (self._nll(batch, memory.select(rows)) for rows in (own, others[own]))
+            effects.append(weight * (wrong - right))
+            first += len(batch.papers)
+        return torch.stack(effects).mean()
+
+    def _write(self, batch: EpisodeBatch, **options) -> DeltaMemory:
+        (model,) = self.model
+        return model.write(
+            batch.context_ids, batch.context_mask, segment_ids=batch.segment_ids, right_padded=True, **options
+        )
+
+    def _nll(self, batch: EpisodeBatch, memory: DeltaMemory) -> Tensor:
+        """Of the answers, read from a memory of Q rows."""
+        (model,) = self.model
+        logits = answer_logits(model, model.base_model, batch, memory=memory, write=False, right_padded=True)
+        return answer_nll(logits, batch)
+
+
+def _others(papers: Sequence[str]) -> list[int]:
+    """For each of some papers, not all the same, the place of the next one, round in a ring, that is another."""
+    count = len(papers)
+    return [next(j % count for j in range(i + 1, i + count) if papers[j % count] != papers[i]) for i in range(count)]
 
 
 def answer_logits(model: nn.Module, base: PreTrainedModel, batch: EpisodeBatch, **options) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +62,10 @@ class Recipe(ABC):
     def metrics(self, result: Any) -> dict[str, Tensor]:
         """Scalars by the names of the curve's columns, from what the objective returned; "loss" is minimised."""
 
+    def memory_effect(self, objective: nn.Module, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor | None:
+        """What the right paper's memory is worth to micro-batches with their weights; None: there is no memory."""
+        return None
+
     @abstractmethod
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         """Writes the adapter's files from float32 weights named as the objective's, without ``adapter.``."""
@@ -82,6 +87,9 @@ class DeltaRecipe(Recipe):
 
     def metrics(self, result: EpisodeLoss) -> dict[str, Tensor]:
         return result._asdict()
+
+    def memory_effect(self, objective: MemoryObjective, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor:
+        return objective.memory_effect(batches)
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         settings = replace(self._settings, **self.origin)

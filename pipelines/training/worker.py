@@ -24,8 +24,8 @@ from pipelines.training.batches import Schedule
 from pipelines.training.learning_rate import learning_rate
 from pipelines.training.recipes import recipe_of
 
-CURVE_FIELDS = ("step", "loss", "answer_nll", "write_gate", "state_norm", "gradient_norm", "learning_rate",
-                "tokens_per_second", "seconds")  # fmt: skip
+CURVE_FIELDS = ("step", "loss", "answer_nll", "memory_effect", "write_gate", "state_norm", "gradient_norm",
+                "learning_rate", "tokens_per_second", "seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,22 @@ def train_worker(task: dict[str, Any]) -> None:
         began = time.perf_counter()
         rate = learning_rate(train, step, schedule.steps)
         engines.set_learning_rate(engine, rate)
-        losses, tokens = [], 0
-        for groups, weight in schedule.micro_batches(step, rank):
+        losses, tokens, effect = [], 0, None
+        micro_batches = schedule.micro_batches(step, rank)
+        if train.measure_memory_every and step % train.measure_memory_every == 0:  # before the step has seen them
+            batches = [(recipe.collate(episodes, groups).to(device), weight) for groups, weight in micro_batches]
+            effect = recipe.memory_effect(engine.module, batches)
+        for groups, weight in micro_batches:
             batch = recipe.collate(episodes, groups)
             tokens += batch.tokens
             metrics = recipe.metrics(engine(batch.to(device)))
             engine.backward(metrics["loss"] * weight)
             engine.step()  # updates at the step's last micro-batch only
             losses.append(torch.stack([x.detach().float() for x in metrics.values()]) * weight)
-        means, tokens = _reduce(torch.stack(losses).mean(0), tokens, workers)
+        means = dict(zip(metrics, torch.stack(losses).mean(0), strict=True))
+        means |= {} if effect is None else {"memory_effect": effect.float()}
+        row, tokens = _reduce(means, tokens, workers)
         seconds = time.perf_counter() - began
-        row = dict(zip(metrics, means, strict=True))
         row |= {"step": step + 1, "gradient_norm": float(engine.get_global_grad_norm()), "learning_rate": rate}
         row |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
         if curve:
@@ -93,11 +98,13 @@ def _resume(engine) -> int:
         return engines.load_state(Path(folder), engine)
 
 
-def _reduce(means: torch.Tensor, tokens: int, workers: int) -> tuple[list[float], int]:
+def _reduce(means: dict[str, torch.Tensor], tokens: int, workers: int) -> tuple[dict[str, float], int]:
     """Mean of the metrics and sum of the tokens over all workers."""
-    values = torch.cat([means, means.new_tensor([tokens])])
+    means_only = torch.stack(list(means.values()))
+    values = torch.cat([means_only, means_only.new_tensor([tokens])])
     dist.all_reduce(values)
-    return (values[:-1] / workers).tolist(), int(values[-1])
+    *sums, tokens = values.tolist()
+    return {name: value / workers for name, value in zip(means, sums, strict=True)}, int(tokens)
 
 
 def _report(engine, step: int, row: dict[str, float], rank: int, device: torch.device) -> None:

@@ -2,7 +2,6 @@
 
 from itertools import combinations, pairwise
 
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,23 +9,9 @@ from hypothesis import strategies as st
 
 from pipelines.config import Train
 from pipelines.errors import StageError
-from pipelines.shards import SCHEMA
 from pipelines.training.batches import Schedule, collate, cut_evenly
 from pipelines.training.learning_rate import learning_rate
-
-
-def episodes(questions_per_paper, width=lambda paper: 5):
-    rows = []
-    for paper, count in enumerate(questions_per_paper):
-        context = list(range(3, 3 + width(paper)))
-        for question in range(count):
-            rows.append({
-                "paper_id": f"p{paper}", "question_id": f"p{paper}q{question}", "context_ids": context,
-                "segment_ids": [0] * len(context), "messages": [], "question": "?",
-                "question_ids": [7] * (question + 1), "answer": "!", "answer_ids": [8, 9][: 1 + question % 2],
-                "answer_type": "extractive", "references": ["!"],
-            })  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+from tests.pipelines.training_episodes import episodes
 
 
 def train(**values):
@@ -112,3 +97,8 @@ def test_the_learning_rate_warms_up_and_falls_to_zero_as_transformers_does():
         assert learning_rate(options, step, 70) == pytest.approx(reference.get_last_lr()[0], rel=1e-9, abs=1e-12)
         optimizer.step()
         reference.step()
+
+
+def test_a_batch_knows_whose_its_contexts_are():
+    table = episodes([2, 1, 3])
+    assert collate(table, [[0, 1], [2], [3, 4]], 0).papers == ["p0", "p1", "p2"]

@@ -20,6 +20,7 @@ def episode_batch() -> EpisodeBatch:
         answer_ids=torch.tensor([55, 56, 60]),
         answer_weights=torch.tensor([0.25, 0.25, 0.5]),
         owner=torch.tensor([0, 1]),
+        papers=["first", "second"],
         tokens=46,
     )
 

@@ -1,0 +1,41 @@
+"""The example's adapter remembers: real weights, real memories, and the right one makes the difference."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from examples import remember
+from pipelines.benchmarks import get_benchmark
+from pipelines.benchmarks.settings import FactsSettings
+from pipelines.evaluation.engine import Engine
+from pipelines.evaluation.models import reader_and_encoder
+from pipelines.evaluation.records import RecordLog
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return remember.load(tmp_path_factory.mktemp("remember"))
+
+
+@pytest.mark.slow
+def test_each_note_is_remembered_apart(loaded, tmp_path):
+    for note in remember.NOTES:
+        answers = remember.recall(*loaded, note, remember.QUESTIONS, tmp_path / "memory.safetensors")
+        assert note == "The codename of Velora is {}. The colour of Velora is {}.".format(*answers)
+
+
+@pytest.mark.slow
+def test_evaluation_tells_the_right_memory_from_another(loaded, tmp_path):
+    benchmark = get_benchmark("facts", FactsSettings(kind="facts", version=1, facts=[2], papers=16))
+    contexts = list(benchmark.contexts())
+    parts = reader_and_encoder(*loaded, contexts[0].questions[0])
+    log = RecordLog(tmp_path / "log.jsonl", {})
+    Engine(benchmark, contexts, *parts, log, 32, 4, 2**28, Console(file=io.StringIO())).run(["state", "swapped"])
+    right, wrong = (
+        [record["exact_match"] for record in log.records if record["condition"] == condition]
+        for condition in ("state", "swapped")
+    )
+    assert len(right) == len(wrong) == 32
+    # 0.98 and 0.02 of 128 questions, measured: far from what chance could undo
+    assert sum(right) >= 28 and sum(wrong) <= 6
