@@ -42,14 +42,16 @@ METRICS = {
     "lm_eval": ("prompt_level_strict_acc",),
     "test_time_learning": ("exact_match",),
     "memory_agent_bench": ("score",),
+    "facts": ("exact_match",),
 }
 CATEGORIES = {
+    "facts": ("1 fact", "16 facts", "2 facts", "8 facts"),
     "locomo": ("multi_hop", "open_domain", "single_hop", "temporal"),
     "hotpotqa": ("bridge", "comparison"),
     "memory_agent_bench": ("AR/ruler_qa", "CR/factconsolidation", "LRU/detective_qa", "TTL/icl_banking77"),
 }
 MEANS = {"none": 0.1, "state": 0.3, "swapped": 0.2, "full": 0.5}
-CURVE = "step,loss,answer_nll,write_gate,state_norm\n1,3.0,3.0,0.2,0.1\n2,2.0,2.0,0.2,0.3\n"
+CURVE = "step,loss,answer_nll,memory_effect,write_gate,state_norm\n1,3.0,3.0,0.5,0.2,0.1\n2,2.0,2.0,,0.2,0.3\n"
 
 
 class SyntheticRun:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -99,3 +101,22 @@ def test_evaluation_does_not_depend_on_the_number_of_training_papers():
 def test_more_systems_than_names():
     with pytest.raises(StageError, match="data.generated: .*lower train_papers"):
         generate_papers("train", Generated(train_papers=200_000))
+
+
+def test_a_file_of_papers_is_the_generator_s(tmp_path):
+    file = tmp_path / "made" / "papers.json"
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.qasper.generate",
+        str(file),
+        "--papers",
+        "3",
+        "--facts",
+        "2",
+        "--seed",
+        "7",
+    ]
+    subprocess.run(command, check=True)
+    settings = Generated(train_papers=3, facts_per_paper=2, seed=7)
+    assert json.loads(file.read_text(encoding="utf-8")) == generate_papers("train", settings)

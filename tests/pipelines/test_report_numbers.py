@@ -10,6 +10,7 @@ import pytest
 from pipelines.evaluation.statistics import Bootstrap, mean, paired_difference, verdict
 from pipelines.reporting.gather import gather
 from pipelines.reporting.methods import Methods
+from pipelines.reporting.plots import write_plots
 from pipelines.reporting.published import SideBySide, published
 from pipelines.reporting.results_tables import benchmark_tables
 from tests.pipelines.synthetic_run import BACKBONE, BENCHMARKS, MEANS, STRATEGIES, SyntheticRun
@@ -127,6 +128,23 @@ def test_categories_are_their_questions(run, results):
     chosen = records[(records["category"] == "temporal") & (records["condition"] == "full")]
     found = row(results, method="frozen", kind="category", name="full", category="temporal")
     assert (found["n"], found["value"]) == (10, pytest.approx(chosen["f1"].mean()))
+
+
+def test_numbers_of_facts_are_in_their_order_and_make_lines(tmp_path):
+    facts = {"facts": {"kind": "facts", "version": 1}}
+    run = SyntheticRun(tmp_path, benchmarks=facts, seeds=[42], register={"champion_metric": "facts/memory_effect_nll"})
+    results = gather(run.finish().config)
+    inside = results.numbers[(results.numbers["kind"] == "category") & (results.numbers["metric"] == "exact_match")]
+    assert list(dict.fromkeys(inside["category"])) == ["1 fact", "2 facts", "8 facts", "16 facts"]
+    made = write_plots(run.config, results, tmp_path)
+    words, svg = made[f"scores-{BACKBONE}-facts"]
+    assert words == "Scores by number of facts" and "<!-- facts in a paper -->" in svg
+    assert svg.index("<!-- 2 -->") < svg.index("<!-- 8 -->") < svg.index("<!-- 16 -->")
+
+
+def test_the_curve_shows_when_memory_forms(run, results, tmp_path):
+    _, svg = write_plots(run.config, results, tmp_path)["loss"]
+    assert "<!-- answer NLL (nats per token) -->" in svg and "<!-- NLL swapped − state -->" in svg
 
 
 # --- ablations -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import StageError
-from pipelines.shards import SCHEMA, check_free_space, open_episodes, replacing, write_manifest, write_shards
+from pipelines.shards import SCHEMA, check_free_space, open_episodes, read_rows, replacing, write_manifest, write_shards
 
 
 def make_rows(count, length=200):
@@ -49,6 +49,12 @@ def test_round_trip(episodes):
     assert table.to_pylist() == expected
     assert len(list(episodes.glob("shard-*.arrow"))) > 1
     assert sorted(path.name for path in episodes.parent.iterdir()) == ["train"]
+
+
+def test_some_rows_and_columns(episodes):
+    table, columns = open_episodes(episodes), ["question_id", "context_ids"]
+    assert table.column(0).num_chunks > 3
+    assert read_rows(table, [71, 3, 3], columns) == table.select(columns).take([71, 3, 3]).to_pylist()
 
 
 def test_no_rows(tmp_path):

@@ -43,7 +43,7 @@ def prepared(tmp_path_factory):
         "data": {"source": "generated", "generated": {"train_papers": 6, "eval_papers": 2, "facts_per_paper": 3},
                  "max_written_tokens": 512, "max_read_tokens": 128, "processes": 1},
         "train": {"max_steps": STEPS, "epochs": 99, "batch_size": 4, "num_workers": 2, "use_gpu": False,
-                  "precision": "float32", "checkpoint_every": 4, "learning_rate": 0.01},
+                  "precision": "float32", "checkpoint_every": 4, "learning_rate": 0.01, "measure_memory_every": 5},
         "evaluate": {"use_gpu": False},
     }  # fmt: skip
     path = folder / "config.yaml"
@@ -100,7 +100,10 @@ def test_a_killed_worker_changes_nothing(prepared, monkeypatch):
     assert all((again[name] == undisturbed[name]).all() for name in again)
     curve = list(csv.DictReader((folder / "curve.csv").open()))
     assert [row["step"] for row in curve] == [str(i + 1) for i in range(STEPS)]
-    assert [row["loss"] for row in curve] == [row["loss"] for row in first_curve]
+    for column in ("loss", "memory_effect"):
+        assert [row[column] for row in curve] == [row[column] for row in first_curve]
+    looked = [int(row["step"]) for row in curve if row["memory_effect"]]
+    assert looked == [1, 6, 11, 16, 21] and all(float(curve[step - 1]["memory_effect"]) != 0 for step in looked)
 
     assert float(curve[-1]["loss"]) < float(curve[0]["loss"])
     record = json.loads((folder / "training.json").read_text())
@@ -155,7 +158,7 @@ def test_a_lora_goes_through_the_same_stage(short):
     assert all(tensor.dtype == torch.float32 and tensor.abs().sum() > 0 for tensor in tensors)
     curve = list(csv.DictReader((folder / "curve.csv").open()))
     assert [row["step"] for row in curve] == ["1", "2", "3", "4"]
-    assert all(row["loss"] == row["answer_nll"] and row["write_gate"] == row["state_norm"] == "" for row in curve)
+    assert all(row["loss"] == row["answer_nll"] and row["write_gate"] == row["memory_effect"] == "" for row in curve)
     assert float(curve[-1]["loss"]) < float(curve[0]["loss"])
     record = json.loads((folder / "training.json").read_text())
     assert record["step"] == 4 and record["strategy"] == "context2lora" and "write_gate" not in record["metrics"]
