@@ -112,6 +112,9 @@ class Train(Section):
     gradient_clipping: Number = Field(1.0, gt=0)
     write_penalty: Number = Field(0.01, ge=0)
     write_target: Number = Field(0.05, ge=0, le=1)
+    write_questions: bool = Field(
+        False, description="write questions as they are read, as chats do; the paper's recipe only reads them"
+    )
     measure_memory_every: Annotated[int, Field(ge=0)] = Field(
         20, description="steps between two looks at what the right paper's memory is worth (in the curve); 0: never"
     )

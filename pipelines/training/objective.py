@@ -29,13 +29,16 @@ class MemoryObjective(nn.Module):
     Args:
         write_penalty, write_target: weight w and target g of the penalty w · mean_layers((mean β - g)²), taken from
             the gates of the write pass.
+        write_questions: write question and answer as they are read, which ssw does only once they are complete: there
+            it changes nothing.
     """
 
-    def __init__(self, model: DeltaMemModel, write_penalty: float, write_target: float):
+    def __init__(self, model: DeltaMemModel, write_penalty: float, write_target: float, write_questions: bool = False):
         super().__init__()
         self.adapter = model.memory_layers
         self.model = (model,)  # a tuple hides the frozen backbone from the module tree
         self.write_penalty, self.write_target = write_penalty, write_target
+        self.write_questions = write_questions and model.config.strategy != "ssw"
 
     def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
         gates: dict[int, Tensor] = {}
@@ -75,8 +78,8 @@ class MemoryObjective(nn.Module):
     def _nll(self, batch: EpisodeBatch, memory: DeltaMemory) -> Tensor:
         """Of the answers, read from a memory of Q rows."""
         (model,) = self.model
-        logits = answer_logits(model, model.base_model, batch, memory=memory, write=False, right_padded=True)
-        return answer_nll(logits, batch)
+        options = {"memory": memory, "write": self.write_questions, "right_padded": True}
+        return answer_nll(answer_logits(model, model.base_model, batch, **options), batch)
 
 
 def _others(papers: Sequence[str]) -> list[int]:

@@ -80,7 +80,7 @@ class DeltaRecipe(Recipe):
         if train.activation_checkpointing != "none":
             model.gradient_checkpointing_enable(selective=train.activation_checkpointing == "selective")
             model.train()
-        return MemoryObjective(model, train.write_penalty, train.write_target)
+        return MemoryObjective(model, train.write_penalty, train.write_target, train.write_questions)
 
     def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
         return collate(episodes, groups, self.tokenizer.pad_token_id)

@@ -24,6 +24,23 @@ def objective(tiny_model, request):
     return MemoryObjective(model, 0.01, 0.05)
 
 
+@pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])
+def test_questions_are_written_as_they_are_read(tiny_model, table, strategy):
+    torch.manual_seed(0)
+    model = get_delta_mem_model(tiny_model("qwen3", "sdpa"), DeltaMemConfig(strategy=strategy, alpha=1600))
+    batch = collate(table, [[3], [4], [5]], 0)  # questions of one, two and three tokens
+    read, written = (MemoryObjective(model, 0.0, 0.05, writes)(batch).answer_nll for writes in (False, True))
+    nll = []
+    for row in (3, 4, 5):
+        alone = collate(table, [[row]], 0)
+        memory = model.write(alone.context_ids, segment_ids=alone.segment_ids)
+        segments = torch.zeros_like(alone.input_ids)
+        logits = model(alone.input_ids, memory=memory, write=True, segment_ids=segments).logits[0]
+        nll.append(torch.nn.functional.cross_entropy(logits[alone.answer_columns], alone.answer_ids))
+    torch.testing.assert_close(written, torch.stack(nll).mean(), atol=1e-5, rtol=1e-4)
+    assert ((written - read).abs() > 1e-4) == (strategy != "ssw")
+
+
 def by_definition(objective, table, pairs):
     """Mean over questions of NLL(memory of the second paper) - NLL(memory of the first); one question at a time."""
     (model,) = objective.model
