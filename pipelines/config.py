@@ -116,7 +116,9 @@ class Train(Section):
         False, description="write questions as they are read, as chats do; the paper's recipe only reads them"
     )
     measure_memory_every: Annotated[int, Field(ge=0)] = Field(
-        20, description="steps between two looks at what the right paper's memory is worth (in the curve); 0: never"
+        20,
+        description="steps between two looks at what the right paper's memory is worth (in the curve; only where a "
+        "worker's share of a step is of several papers); 0: never",
     )
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile_backbone: bool = Field(

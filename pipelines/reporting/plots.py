@@ -102,13 +102,24 @@ def _effects(results: Results, effect: str, unit: str, lines: list[float]) -> It
 
 
 def _curves(results: Results, name: str, columns: dict[str, str]) -> Iterator[tuple[str, Plot]]:
+    def known(curve: pd.DataFrame) -> list[str]:
+        return [column for column in columns if column in curve and curve[column].notna().any()]
+
     rows: dict[str, dict[tuple[str, int], pd.DataFrame]] = {}
     for (backbone, method, seed), curve in results.curves.items():
-        if any(column in curve and curve[column].notna().any() for column in columns):
+        if known(curve):
             rows.setdefault(backbone, {})[method, seed] = curve
+    somewhere = {column for curve in results.curves.values() for column in known(curve)}
+    columns = {column: label for column, label in columns.items() if column in somewhere}
     if rows:
-        words = " and ".join(columns.values()).capitalize()
-        yield name, Plot(f"{words} by optimiser step", charts.curves(rows, columns, results.methods.variants))
+        words = " and ".join(columns.values())
+        yield (
+            name,
+            Plot(
+                f"{words[0].upper()}{words[1:]} by optimiser step",
+                charts.curves(rows, columns, results.methods.variants),
+            ),
+        )
 
 
 def _ablations(

@@ -203,3 +203,7 @@ def test_command_line_says_what_is_wrong(tmp_path):
     assert result.returncode == 1
     assert "backbone: unknown key; did you mean 'backbones'?" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_curve_s_memory_effect_is_explained(page):
+    assert "NLL swapped − state is the memory effect on a step's own questions" in page.text
