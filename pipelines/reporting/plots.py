@@ -113,13 +113,8 @@ def _curves(results: Results, name: str, columns: dict[str, str]) -> Iterator[tu
     columns = {column: label for column, label in columns.items() if column in somewhere}
     if rows:
         words = " and ".join(columns.values())
-        yield (
-            name,
-            Plot(
-                f"{words[0].upper()}{words[1:]} by optimiser step",
-                charts.curves(rows, columns, results.methods.variants),
-            ),
-        )
+        figure = charts.curves(rows, columns, results.methods.variants)
+        yield name, Plot(f"{words[0].upper()}{words[1:]} by optimiser step", figure)
 
 
 def _ablations(

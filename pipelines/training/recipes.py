@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,9 @@ from pipelines.training.objective import EpisodeLoss, MemoryObjective
 
 class Recipe(ABC):
     """One cell's training, apart from the loop."""
+
+    has_memory = False
+    """Whether the objective has a ``memory_effect`` to measure."""
 
     def __init__(self, config: Config, cell: Cell):
         layout = Layout(config)
@@ -62,10 +64,6 @@ class Recipe(ABC):
     def metrics(self, result: Any) -> dict[str, Tensor]:
         """Scalars by the names of the curve's columns, from what the objective returned; "loss" is minimised."""
 
-    def memory_effect(self, objective: nn.Module, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor | None:
-        """What the right paper's memory is worth to micro-batches with their weights; None: there is no memory."""
-        return None
-
     @abstractmethod
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         """Writes the adapter's files from float32 weights named as the objective's, without ``adapter.``."""
@@ -73,6 +71,8 @@ class Recipe(ABC):
 
 class DeltaRecipe(Recipe):
     """A δ-mem adapter: the context is written, the question answered from the memory alone."""
+
+    has_memory = True
 
     def objective(self, base: PreTrainedModel) -> nn.Module:
         train = self.cell.train
@@ -87,9 +87,6 @@ class DeltaRecipe(Recipe):
 
     def metrics(self, result: EpisodeLoss) -> dict[str, Tensor]:
         return result._asdict()
-
-    def memory_effect(self, objective: MemoryObjective, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor:
-        return objective.memory_effect(batches)
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         settings = replace(self._settings, **self.origin)

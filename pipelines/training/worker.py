@@ -58,6 +58,7 @@ def train_worker(task: dict[str, Any]) -> None:
         compile_norms_and_mlps(base)
     objective = recipe.objective(base)
     engine = engines.make_engine(objective, train, schedule.micro, schedule.accumulation, device)
+    look_every = train.measure_memory_every if recipe.has_memory else 0
     start = _resume(engine)
     curve = _Curve(Path(task.curve), start) if rank == 0 else None
 
@@ -67,9 +68,9 @@ def train_worker(task: dict[str, Any]) -> None:
         engines.set_learning_rate(engine, rate)
         losses, tokens, effect = [], 0, None
         micro_batches = schedule.micro_batches(step, rank)
-        if train.measure_memory_every and step % train.measure_memory_every == 0:  # before the step has seen them
+        if look_every and step % look_every == 0:  # before the step has learnt from them
             batches = [(recipe.collate(episodes, groups).to(device), weight) for groups, weight in micro_batches]
-            effect = recipe.memory_effect(engine.module, batches)
+            effect = objective.memory_effect(batches)
         for groups, weight in micro_batches:
             batch = recipe.collate(episodes, groups)
             tokens += batch.tokens
@@ -78,7 +79,7 @@ def train_worker(task: dict[str, Any]) -> None:
             engine.step()  # updates at the step's last micro-batch only
             losses.append(torch.stack([x.detach().float() for x in metrics.values()]) * weight)
         means = dict(zip(metrics, torch.stack(losses).mean(0), strict=True))
-        means |= {} if effect is None else {"memory_effect": effect.float()}
+        means |= {} if effect is None else {"memory_effect": effect}
         row, tokens = _reduce(means, tokens, workers)
         seconds = time.perf_counter() - began
         row |= {"step": step + 1, "gradient_norm": float(engine.get_global_grad_norm()), "learning_rate": rate}
