@@ -11,8 +11,8 @@ import typer
 from benchmarks.measure import median_seconds, report
 from benchmarks.shapes import random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.acceleration import compile_norms_and_mlps
-from deltamem.decode import SlotDecoder
+from deltamem.backbone.acceleration import compile_norms_and_mlps
+from deltamem.decoding.slot_decoder import SlotDecoder
 
 
 def main(

@@ -21,14 +21,14 @@ from transformers import AutoTokenizer
 from benchmarks.measure import median_seconds, report
 from benchmarks.shapes import backbone_of
 from deltamem import ChatSession, DeltaMemConfig, get_delta_mem_model
-from deltamem.batch import Batch
-from deltamem.chat_runtime import ChatRuntime
+from deltamem.chat.batch import Batch
+from deltamem.chat.runtime import ChatRuntime
+from deltamem.chat.turn import Turn, TurnOptions, choose
 from deltamem.server.engine import Engine, Finished, Job
 from deltamem.server.metrics import Metrics
 from deltamem.server.store import SessionStore, StoreLimits
-from deltamem.throughput import TokenClock
-from deltamem.turn import Turn, TurnOptions, choose
-from pipelines.backbone_sources.random_weights import byte_tokenizer
+from deltamem.tools.throughput import TokenClock
+from pipelines.backbones.random_weights import byte_tokenizer
 
 
 def main(

@@ -15,7 +15,7 @@ import typer
 from benchmarks.measure import median_seconds, peak_gib, report
 from benchmarks.shapes import backbone_of
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.chat_format import EncodedMessages
+from deltamem.chat.messages import EncodedMessages
 from pipelines.evaluation.passes import Reader
 
 

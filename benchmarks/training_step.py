@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.measure import median_seconds, peak_gib, report
 from benchmarks.shapes import random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.acceleration import compile_norms_and_mlps
-from deltamem.no_cache import NoCache
+from deltamem.backbone.acceleration import compile_norms_and_mlps
+from deltamem.backbone.no_cache import NoCache
 
 
 def main(

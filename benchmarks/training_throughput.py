@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import report
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.acceleration import compile_norms_and_mlps
+from deltamem.backbone.acceleration import compile_norms_and_mlps
 from pipelines.config import Train
-from pipelines.shards import open_episodes
+from pipelines.data.shards import open_episodes
 from pipelines.training.batches import Schedule, collate
 from pipelines.training.objective import MemoryObjective
 

@@ -9,12 +9,12 @@ from deltamem.errors import DeltaMemError
 # These need torch and transformers, whose import takes ten seconds: whoever only checks a configuration
 # shouldn't wait for it.
 _LOADED_ON_USE = {
-    "ChatSession": "deltamem.session",
+    "ChatSession": "deltamem.chat.session",
     "DeltaMemModel": "deltamem.model",
     "DeltaMemOutput": "deltamem.model",
     "DeltaMemory": "deltamem.memory",
-    "EncodedMessages": "deltamem.chat_format",
-    "encode_messages": "deltamem.chat_format",
+    "EncodedMessages": "deltamem.chat.format",
+    "encode_messages": "deltamem.chat.format",
     "get_delta_mem_model": "deltamem.model",
 }
 

@@ -15,17 +15,17 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from deltamem import adapter_files
-from deltamem.acceleration import keep_products
+from deltamem.adapters import files as adapter_files
+from deltamem.backbone.acceleration import keep_products
+from deltamem.backbone.decoder import find_decoder
+from deltamem.backbone.generation import GenerationMemory, attach_to_cache, insert_call, new_cache
+from deltamem.backbone.no_cache import NoCache
+from deltamem.backbone.steering import DeltaCall, attach, write_trunk
 from deltamem.config import DeltaMemConfig
-from deltamem.decoder import find_decoder
 from deltamem.errors import ConfigError, DeltaMemError, MemoryMismatchError, SegmentsMissingError
-from deltamem.generation import GenerationMemory, attach_to_cache, insert_call, new_cache
 from deltamem.layer import DeltaMemLayer, mean_gates
 from deltamem.memory import DeltaMemory
-from deltamem.no_cache import NoCache
 from deltamem.segments import rank_segments
-from deltamem.steering import DeltaCall, attach, write_trunk
 
 
 @dataclass

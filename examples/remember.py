@@ -15,9 +15,10 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from deltamem import DeltaMemModel, DeltaMemory
-from deltamem.chat_format import encode_messages
-from pipelines.backbone import load_backbone, prepare_backbone
-from pipelines.config import load_config
+from deltamem.chat.format import encode_messages
+from pipelines.backbone import prepare_backbone
+from pipelines.backbones.prepared import load_backbone
+from pipelines.config.resolve import load_config
 
 HERE = Path(__file__).parent
 ADAPTER = HERE / "smollm2-135m-instruct-facts"

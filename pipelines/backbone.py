@@ -8,34 +8,21 @@ digest is left as it is.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
-import torch
 import typer
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import is_flash_attn_2_available
 
-from pipelines.backbone_sources import fetch
+from pipelines.backbones.prepared import RECORD, content_digest, load_tokenizer, read_record
+from pipelines.backbones.sources import fetch
 from pipelines.config import load_config
-from pipelines.config_backbones import Backbone
-from pipelines.errors import StageError, room_to_write, run_stage
-from pipelines.layout import Layout
-from pipelines.provenance import provenance
-
-RECORD = "backbone.json"
+from pipelines.config.backbones import Backbone
+from pipelines.errors import StageError, run_stage
+from pipelines.run.files import room_to_write
+from pipelines.run.layout import Layout
+from pipelines.run.provenance import provenance
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -82,139 +69,6 @@ def _fill(folder: Path, name: str, spec: Backbone) -> dict[str, Any]:
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return record
-
-
-def load_backbone(
-    folder: str | Path,
-    dtype: str | torch.dtype | None = None,
-    device: str | torch.device | None = None,
-    attn_implementation: str | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a prepared backbone in eval mode, with its tokenizer (which always has a padding token).
-
-    `dtype` and `attn_implementation` default to what the configuration said, `device` to the CPU.
-    FlashAttention falls back to sdpa where it is missing or can't run. Raises StageError when the folder is
-    incomplete or damaged, when there is no such device, or when the weights don't fit on it.
-    """
-    folder, device = Path(folder), torch.device(device or "cpu")
-    spec = read_record(folder)["source"]
-    dtype = dtype or spec["dtype"]
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    _check_room(folder, dtype, device)
-    attention = _attention(attn_implementation or spec["attn_implementation"], dtype, device)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise StageError(_damaged(folder, error)) from error
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (OSError, SafetensorError) as error:
-        raise StageError(_damaged(folder, error)) from error
-    return model.to(device).eval(), load_tokenizer(folder)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone folder; it has a chat template, and always a padding token.
-
-    Raises StageError if there is none that can be loaded, or it has no chat template.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"{folder}: no tokenizer can be loaded; run the backbone stage first, with a source that has one ({error})"
-        ) from error
-    if not tokenizer.chat_template:
-        raise StageError(
-            f"{folder}: the tokenizer has no chat template, so messages can't be put to this backbone; choose a chat "
-            "model as backbone"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def backbone_digest(folder: str | Path) -> str:
-    """The digest (sha256 hex) that `folder` got when it was prepared."""
-    return read_record(Path(folder))["digest"]
-
-
-def content_digest(folder: Path) -> str:
-    """sha256 (hex) over the names and contents of all files that make the backbone.
-
-    The version of transformers that wrote a JSON file doesn't count.
-    """
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.name != RECORD:
-            total.update(f"{path.name} {_file_digest(path)}\n".encode())
-    return total.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    if path.name in ("config.json", "generation_config.json"):
-        content = json.loads(path.read_text())
-        content.pop("transformers_version", None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `prepare_backbone` recorded of a backbone folder. Raises StageError if it isn't complete."""
-    try:
-        return json.loads((folder / RECORD).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise StageError(_damaged(folder, error)) from error
-
-
-def _damaged(folder: Path, error: Exception) -> str:
-    return (
-        f"{folder} is not a complete backbone folder ({error}). Remove it and run "
-        f"`python -m pipelines.backbone --config CONFIG --backbone {folder.name}` again."
-    )
-
-
-def _check_room(folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise StageError(
-            f"Device {device} was asked for, but torch sees no CUDA device. Set use_gpu: false in the "
-            "configuration, or run where there is a GPU."
-        )
-    needed = _parameter_count(folder) * dtype.itemsize
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if needed > free:
-        raise StageError(
-            f"The backbone {folder} doesn't fit on {device}: its weights take {needed / 2**30:.1f} GiB in "
-            f"{dtype}, and {free / 2**30:.1f} GiB are free. Choose a smaller backbone or dtype, or a larger "
-            "machine."
-        )
-
-
-def _parameter_count(folder: Path) -> int:
-    count = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:  # a header of JSON after its length; nothing is mapped or read beyond it
-            length = int.from_bytes(file.read(8), "little")
-            try:
-                header = json.loads(file.read(min(length, path.stat().st_size)))
-            except ValueError as error:
-                raise StageError(_damaged(folder, error)) from error
-        header.pop("__metadata__", None)
-        count += sum(math.prod(tensor["shape"]) for tensor in header.values())
-    return count
-
-
-def _attention(wanted: str, dtype: torch.dtype, device: torch.device) -> str:
-    flash = device.type == "cuda" and dtype.itemsize == 2 and is_flash_attn_2_available()
-    return "sdpa" if wanted == "flash_attention_2" and not flash else wanted
 
 
 @app.command()

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.text import Text
-from safetensors import SafetensorError
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StageError(Exception):
@@ -32,23 +25,3 @@ def run_stage(app: Callable[[], object]) -> None:
         message = Text.assemble(("error: ", "bold red"), str(error))
         Console(file=sys.stderr, soft_wrap=True).print(message)
         sys.exit(1)
-
-
-@contextmanager
-def room_to_write(folder: Path) -> Iterator[None]:
-    """Turns a full disk, a used-up quota or a file-size limit into a `StageError` that names the folder."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if _error_number(error) not in _NO_ROOM:
-            raise
-        raise StageError(
-            f"No room to write in {folder} ({error}). Free some space, or set results_dir to another disk."
-        ) from error
-
-
-def _error_number(error: OSError | SafetensorError) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))  # safetensors gives the number only in its text
-    return int(found[1]) if found else None

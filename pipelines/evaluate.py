@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from itertools import chain, zip_longest
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,19 +20,21 @@ import torch
 import typer
 from rich.console import Console
 
-from pipelines import parts
-from pipelines.baselines import context_transform
-from pipelines.baselines.summaries import Summaries
 from pipelines.benchmarks import Context, get_benchmark
+from pipelines.benchmarks.base import first_questions
 from pipelines.config import Config, load_config
-from pipelines.errors import room_to_write, run_stage
-from pipelines.evaluation.engine import Engine
-from pipelines.evaluation.models import load_model, reader_and_encoder
+from pipelines.errors import run_stage
+from pipelines.evaluation.examiner import Engine, reader_and_encoder
 from pipelines.evaluation.records import Record, RecordLog, write_parquet
 from pipelines.evaluation.results import summarise
 from pipelines.evaluation.statistics import Bootstrap
-from pipelines.layout import Layout
-from pipelines.provenance import provenance
+from pipelines.run import parts
+from pipelines.run.files import room_to_write
+from pipelines.run.layout import Layout
+from pipelines.run.provenance import provenance
+from pipelines.strategies.kinds import context_transform
+from pipelines.strategies.models import load_model
+from pipelines.strategies.summaries import Summaries
 
 CONDITIONS_WITHOUT_MEMORY = ("none", "full")
 """The conditions of a model that has no memory."""
@@ -181,7 +182,7 @@ def _answer_benchmark(cell: Cell) -> tuple[RecordLog, Answers]:
 
 def _answer_task(cell: Cell) -> tuple[RecordLog, Answers]:
     """A task of lm-evaluation-harness, which has no history and one condition, ``full``."""
-    from pipelines.benchmarks.lm_eval_tasks import run_lm_eval
+    from pipelines.harness.tasks import run_lm_eval
 
     entry = cell.config.entry("benchmarks", cell.benchmark)
     if cell.limit is not None:
@@ -190,17 +191,6 @@ def _answer_task(cell: Cell) -> tuple[RecordLog, Answers]:
     log = cell.log({"dtype": str(model.dtype), "entry": entry.model_dump(mode="json")}, digests)
     records, harness = run_lm_eval(model, tokenizer, entry, cell.config.evaluate.batch_size, log, console)
     return log, Answers(records, entry.metrics, {"harness": harness})
-
-
-def first_questions(contexts: Sequence[Context], limit: int) -> list[Context]:
-    """``limit`` questions of a benchmark: the first of every context, then the second of every context, and
-    so on."""
-    rounds = chain.from_iterable(zip_longest(*(context.questions for context in contexts)))
-    chosen = {question.question_id for question in [q for q in rounds if q is not None][:limit]}
-    fewer = [
-        replace(context, questions=[q for q in context.questions if q.question_id in chosen]) for context in contexts
-    ]
-    return [context for context in fewer if context.questions]
 
 
 def _contexts_digest(contexts: Sequence[Context]) -> str:

@@ -77,9 +77,8 @@ class ChatModel:
         from pydantic import ValidationError
 
         from deltamem import ChatSession, DeltaMemError
-        from deltamem.server.errors import ApiError, as_api_error
-        from deltamem.server.running_turn import session_facts
-        from deltamem.server.schemas import ChatRequest, Completion, new_messages
+        from deltamem.protocol.chat_completions import ChatRequest, Completion, new_messages, session_facts
+        from deltamem.protocol.errors import ApiError, as_api_error
 
         whole = isinstance(model_input, dict)
         fields = dict(model_input) if whole else {"messages": _plain(model_input), "temperature": 0}
@@ -113,7 +112,7 @@ def _plain(messages: Any) -> Any:
 def _load_pyfunc(path: str, model_config: dict[str, Any]) -> ChatModel:
     """Called by MLflow with the registered folder."""
     from deltamem.cli.loading import load
-    from pipelines.backbone import backbone_digest
+    from pipelines.backbones.prepared import backbone_digest
 
     folder = Path(model_config["backbone"])
     if not folder.is_dir():

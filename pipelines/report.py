@@ -14,12 +14,13 @@ import typer
 from rich.console import Console
 
 from pipelines.config import Config, load_config
-from pipelines.errors import room_to_write, run_stage
-from pipelines.layout import Layout
+from pipelines.errors import run_stage
 from pipelines.reporting.gather import gather
 from pipelines.reporting.page import Contents, render
 from pipelines.reporting.plots import write_plots
 from pipelines.reporting.tables import markdown
+from pipelines.run.files import room_to_write
+from pipelines.run.layout import Layout
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

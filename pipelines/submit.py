@@ -28,7 +28,7 @@ from requests.exceptions import RequestException  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from pipelines.config import load_config  # noqa: E402
-from pipelines.config_files import PROJECT_ROOT  # noqa: E402
+from pipelines.config.files import PROJECT_ROOT  # noqa: E402
 from pipelines.errors import StageError, run_stage  # noqa: E402
 
 AGENT_SECONDS = 90

@@ -7,13 +7,9 @@ nothing in the result.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-import socket
-import tempfile
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -32,25 +28,21 @@ import typer  # noqa: E402
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.progress import (  # noqa: E402
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from pipelines import parts  # noqa: E402
-from pipelines.backbone import backbone_digest  # noqa: E402
+from pipelines.backbones.prepared import backbone_digest  # noqa: E402
 from pipelines.config import Cell, Config, config_hash, load_config  # noqa: E402
-from pipelines.errors import StageError, room_to_write, run_stage  # noqa: E402
-from pipelines.layout import Layout  # noqa: E402
-from pipelines.provenance import provenance  # noqa: E402
-from pipelines.shards import read_manifest  # noqa: E402
+from pipelines.data.shards import read_manifest  # noqa: E402
+from pipelines.errors import StageError, run_stage  # noqa: E402
+from pipelines.run import parts  # noqa: E402
+from pipelines.run.files import room_to_write  # noqa: E402
+from pipelines.run.layout import Layout  # noqa: E402
+from pipelines.run.progress import _Watcher  # noqa: E402
+from pipelines.run.provenance import provenance  # noqa: E402
+from pipelines.strategies.kinds import recipe_of  # noqa: E402
 from pipelines.training.batches import Schedule  # noqa: E402
-from pipelines.training.engine import STATE_FILE, master_weights  # noqa: E402
-from pipelines.training.recipes import Recipe, recipe_of  # noqa: E402
+from pipelines.training.deepspeed_engine import STATE_FILE, master_weights  # noqa: E402
+from pipelines.training.ray_cluster import _root_cause, _start_ray  # noqa: E402
+from pipelines.training.recipe import Recipe  # noqa: E402
 from pipelines.training.worker import WorkerTask, train_worker  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -153,47 +145,6 @@ def _run(task: WorkerTask, cell: Cell, run_folder: Path, steps: int) -> Path:
     return Path(result.checkpoint.path)
 
 
-def _start_ray(cell: Cell) -> None:
-    """Connect to the cluster that the configuration names, or start one here, and check that it is big enough."""
-    train = cell.train
-    if train.ray_address:
-        _check_reachable(train.ray_address)
-        ray.init(address=train.ray_address, log_to_driver=False)
-    else:
-        # sockets lie under this folder and their paths may not pass 107 bytes
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, train.num_workers * train.cpus_per_worker),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="WARNING",
-            _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
-        )
-    have = ray.cluster_resources()
-    for kind, wanted in (
-        ("GPU", train.num_workers * train.gpus_per_worker if train.use_gpu else 0),
-        ("CPU", train.num_workers * train.cpus_per_worker),
-    ):
-        if have.get(kind, 0) < wanted:
-            ray.shutdown()
-            remedy = "set train.use_gpu: false or lower train.num_workers" if kind == "GPU" else "lower num_workers"
-            raise StageError(
-                f"train: {wanted:g} {kind}s were asked for and Ray finds {have.get(kind, 0):g} on "
-                f"{train.ray_address or 'this machine'}; {remedy}"
-            )
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if not host:
-        return  # "auto" and the like
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?") from error
-
-
 def _write_adapter(folder: Path, checkpoint: Path, run_folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
     """The float32 master weights as an adapter folder; it appears whole or not at all."""
     partial = folder.with_name(f"{folder.name}.partial")
@@ -210,56 +161,6 @@ def _drop_other_runs(state: Path, keep: Path) -> None:
     for old in state.glob("run-*"):
         if old != keep:
             shutil.rmtree(old)
-
-
-def _root_cause(error: BaseException) -> str:
-    """The last line of what a worker raised."""
-    failures = getattr(error, "worker_failures", None) or {}
-    text = str(next(iter(failures.values()), error)).strip()
-    return text.splitlines()[-1] if text else type(error).__name__
-
-
-class _Watcher:
-    """A progress bar (or, where output isn't a terminal, a line now and then) fed by the growing curve file."""
-
-    def __init__(self, curve: Path, title: str, steps: int):
-        self.curve, self.steps = curve, steps
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.task = self.bar.add_task(title, total=steps, loss="–")
-        self.title, self.said = title, -1.0
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _Watcher:
-        self.bar.start()
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
-        self._show()
-        self.bar.stop()
-
-    def _watch(self) -> None:
-        while not self.done.wait(1.0):
-            self._show()
-
-    def _show(self) -> None:
-        try:
-            with self.curve.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            step, loss = int(rows[-1]["step"]), f"{float(rows[-1]['loss']):.3f}"
-        except (OSError, IndexError, ValueError, TypeError, KeyError):
-            return  # not there yet, or read while a row was being written
-        self.bar.update(self.task, completed=step, loss=loss)
-        if not self.console.is_terminal and (step >= self.said + self.steps / 10 or step == self.steps != self.said):
-            self.said = step
-            self.console.print(f"{self.title}: step {step} of {self.steps}, loss {loss}")
 
 
 if __name__ == "__main__":

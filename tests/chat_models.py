@@ -3,7 +3,7 @@
 import torch
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from pipelines.backbone_sources.random_weights import byte_tokenizer
+from pipelines.backbones.random_weights import byte_tokenizer
 from tests.conftest import make_tiny_model
 
 

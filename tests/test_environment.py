@@ -12,13 +12,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
-LOCKED_RANGES = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["test"]]
-LOCK_TEXT = (ROOT / "requirements.lock").read_text()
+from tests.paths import PROJECT
+
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+EXTRAS = PYPROJECT["optional-dependencies"]
+LOCKED_RANGES = [Requirement(line) for line in PYPROJECT["dependencies"] + EXTRAS["test"]]
+LOCK_TEXT = (PROJECT / "requirements.lock").read_text()
 LOCK = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", LOCK_TEXT, flags=re.MULTILINE))
-CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+CONDA = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
 CONDA_PIP = next(entry["pip"] for entry in CONDA if isinstance(entry, dict))
 
 
@@ -57,27 +58,27 @@ def test_conda_takes_the_other_versions_from_the_lock():
 
 def test_conda_has_the_python_the_lock_was_solved_for():
     assert "python=3.11" in CONDA
-    assert "--python-version 3.11" in (ROOT / "Makefile").read_text()
+    assert "--python-version 3.11" in (PROJECT / "Makefile").read_text()
 
 
 def test_every_dependency_has_its_reason_beside_it():
-    text = (ROOT / "pyproject.toml").read_text()
-    for line in PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra]:
+    text = (PROJECT / "pyproject.toml").read_text()
+    for line in PYPROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra]:
         assert re.search(rf'^    "{re.escape(line)}",\s+# \w', text, flags=re.MULTILINE), line
 
 
 @pytest.mark.parametrize("root", ["deltamem", "kernels", "pipelines", "workflow", "benchmarks", "examples", "tests"])
 def test_every_import_is_a_declared_dependency(root):
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    declared = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["dependencies"]}
     declared |= {canonicalize_name(Requirement(line).name) for line in EXTRAS["gpu"]}
     if root in ("benchmarks", "tests"):
         declared |= {canonicalize_name(requirement.name) for requirement in LOCKED_RANGES}
     own = {"deltamem", "deltamem_kernels", "pipelines", "benchmarks", "conftest", "examples", "tests"}
     distributions = metadata.packages_distributions()
-    for path in sorted((ROOT / root).rglob("*.py")):
+    for path in sorted((PROJECT / root).rglob("*.py")):
         for module in imported_modules(path) - own - sys.stdlib_module_names:
             owners = {canonicalize_name(name) for name in distributions.get(module, [module])}
-            assert owners & declared, f"{path.relative_to(ROOT)} imports {module}, which pyproject.toml lacks"
+            assert owners & declared, f"{path.relative_to(PROJECT)} imports {module}, which pyproject.toml lacks"
 
 
 def imported_modules(path: Path) -> set[str]:

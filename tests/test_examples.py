@@ -7,9 +7,8 @@ from rich.console import Console
 
 from examples import remember
 from pipelines.benchmarks import get_benchmark
-from pipelines.benchmarks.settings import FactsSettings
-from pipelines.evaluation.engine import Engine
-from pipelines.evaluation.models import reader_and_encoder
+from pipelines.config.benchmarks import FactsSettings
+from pipelines.evaluation.examiner import Engine, reader_and_encoder
 from pipelines.evaluation.records import RecordLog
 
 

@@ -16,7 +16,7 @@ from deltamem.cli import loading
 from deltamem.errors import DeltaMemError
 
 if TYPE_CHECKING:
-    from deltamem.session import ChatSession
+    from deltamem.chat.session import ChatSession
 
 EXAMPLE = "Example: deltamem chat --base HuggingFaceTB/SmolLM2-135M-Instruct --adapter path/to/adapter"
 HELP = {
@@ -55,8 +55,8 @@ def command(
     console = Console()
     with console.status("loading"):
         delta_model, tokenizer = loading.load(base, adapter, model, device, dtype, registry)
-        from deltamem.reply import TurnOptions
-        from deltamem.session import ChatSession
+        from deltamem.chat.reply import TurnOptions
+        from deltamem.chat.session import ChatSession
 
         TurnOptions(max_new_tokens, temperature, top_p)  # what is wrong with them is said now, not at the first turn
         chat = (

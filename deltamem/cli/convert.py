@@ -21,8 +21,9 @@ def command(
     public: Annotated[bool, typer.Option("--public", help="Write the public release's format (a pickle).")] = False,
 ) -> None:
     """Convert an adapter: from the public release to safetensors, or with --public the other way."""
-    from deltamem import public_release
-    from deltamem.adapter_files import load_adapter, locate, save_adapter
+    from deltamem.adapters import public_release
+    from deltamem.adapters.files import load_adapter, save_adapter
+    from deltamem.adapters.locate import locate
 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DeltaMemError(f"{target} exists and isn't an empty folder; name another")

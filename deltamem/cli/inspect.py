@@ -22,7 +22,7 @@ def command(
     """Sizes, norms and gates per layer of an adapter, a saved session or a memory."""
     if png is not None and png.suffix.lower() != ".png":
         raise DeltaMemError(f"--png {png}: the picture is a PNG, so its name must end in .png")
-    from deltamem.inspect import inspect, save_picture
+    from deltamem.tools.inspection import inspect, save_picture
 
     inspection = inspect(path)
     console = Console()

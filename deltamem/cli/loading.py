@@ -62,7 +62,8 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from deltamem.adapter_files import load_adapter, locate
+    from deltamem.adapters.files import load_adapter
+    from deltamem.adapters.locate import locate
     from deltamem.model import DeltaMemModel
 
     logging.disable_progress_bar()

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deltamem.chat.prompt_parts import PART_TOKENS
 from deltamem.cli import loading
 from deltamem.errors import DeltaMemError
-from deltamem.prompt_parts import PART_TOKENS
 
 EXAMPLE = """Example: deltamem serve --model models:/NAME@champion --registry sqlite:///results/mlflow.db
 
@@ -53,13 +53,14 @@ def command(
     with its memory; one that doesn't stands alone. Sessions are on disk before a reply's end is told.
     """
     try:
-        from deltamem.server.app import ServerSettings, create_app
+        from deltamem.server.app import create_app
         from deltamem.server.limits import RequestLimits
         from deltamem.server.run import bind, check_reach, make_server
+        from deltamem.server.serving import ServerSettings
         from deltamem.server.store import StoreLimits
     except ImportError as error:
         raise DeltaMemError(f"the server needs a package that isn't installed ({error.name})") from error
-    from deltamem.chat_runtime import ChatRuntime
+    from deltamem.chat.runtime import ChatRuntime
 
     check_reach(host, api_key)
     place = bind(host, port)

@@ -39,7 +39,7 @@ def command(
     if output is not None and not output.parent.is_dir():
         raise DeltaMemError(f"--output {output}: there is no folder {output.parent}")
     delta_model, _ = loading.load(base, adapter, model, device, dtype, registry)
-    from deltamem.throughput import measure
+    from deltamem.tools.throughput import measure
 
     table = Table("model", "prompt", "new", "prefill s", "prefill tok/s", "decode tok/s", "in slots", "peak GiB")
     results = []

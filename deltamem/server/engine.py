@@ -1,6 +1,6 @@
 """One thread that owns the model and decodes the turns of many sessions together.
 
-Between two decoding steps one part of one new prompt is fed (:mod:`deltamem.prompt_parts`), so a long prompt
+Between two decoding steps one part of one new prompt is fed (:mod:`deltamem.chat.prompt_parts`), so a long prompt
 delays running replies by a part at a time. New turns take turns with their parts, so a short prompt doesn't
 wait for a long one. Turns leave the batch as they finish, and are committed on other threads before their end
 is told.
@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deltamem.batch import Batch
-from deltamem.chat_runtime import ChatState
-from deltamem.server.errors import ApiError
+from deltamem.chat.batch import Batch
+from deltamem.chat.state import ChatState
+from deltamem.chat.turn import Reply, Turn, choose
+from deltamem.protocol.errors import ApiError
 from deltamem.server.metrics import Metrics
-from deltamem.turn import Reply, Turn, choose
 
 
 @dataclass(frozen=True)

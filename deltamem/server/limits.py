@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deltamem.server.errors import ApiError
+from deltamem.protocol.errors import ApiError
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 

@@ -1,6 +1,6 @@
 """The sessions a server keeps: all of them on disk, those used lately also in memory.
 
-Every turn is on disk before its end is told (:mod:`deltamem.session_files`), so what is held in memory is
+Every turn is on disk before its end is told (:mod:`deltamem.chat.session_files`), so what is held in memory is
 only a copy that saves reading. A session's folder is named by the hash of its id, so no id can name a path.
 """
 
@@ -17,10 +17,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamem import session_files
-from deltamem.chat_runtime import ChatRuntime, ChatState
+from deltamem.chat import session_files
+from deltamem.chat.runtime import ChatRuntime
+from deltamem.chat.state import ChatState
 from deltamem.errors import DeltaMemError
-from deltamem.server.errors import ApiError
+from deltamem.protocol.errors import ApiError
 from deltamem.server.metrics import Metrics
 
 log = logging.getLogger("deltamem.server")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltamem_kernels.step import has_triton
+from deltamem_kernels.device import has_triton
 
 
 def decode_attention(

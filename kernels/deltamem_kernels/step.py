@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem_kernels.device import fits_triton, has_triton
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.naive import naive_delta_scan
 
@@ -54,15 +54,3 @@ def steer_(out: Tensor, reads: Tensor, weight: Tensor, scale: float) -> Tensor:
         triton_steer(out, reads, weight, scale)
         return out
     return out.addmm_(reads.to(out.dtype), weight.to(out.dtype).t(), alpha=scale)
-
-
-def fits_triton(state: Tensor) -> bool:
-    """Whether the Triton kernels can take this state: on a GPU, float32, of a rank they are compiled for."""
-    return has_triton(state) and state.dtype == torch.float32 and state.shape[-1] in (4, 8, 16, 32)
-
-
-def has_triton(x: Tensor) -> bool:
-    """Whether kernels can run on this tensor: it is on a GPU, and Triton is there."""
-    from deltamem_kernels import BACKENDS
-
-    return x.is_cuda and "triton" in BACKENDS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipelines.benchmarks.base import Benchmark, Context, Question
 
 if TYPE_CHECKING:
-    from pipelines.benchmarks.settings import BenchmarkSettings
+    from pipelines.config.benchmarks import BenchmarkSettings
 
 __all__ = ["Benchmark", "Context", "Question", "get_benchmark"]
 
@@ -30,7 +30,7 @@ def get_benchmark(name: str, settings: BenchmarkSettings, episodes: Path | None 
     Args:
         name: the entry's name.
         settings: the entry. Kind ``lm_eval`` is not a benchmark of contexts and questions and is run by
-            :func:`pipelines.benchmarks.lm_eval_tasks.run_lm_eval`.
+            :func:`pipelines.harness.tasks.run_lm_eval`.
         episodes: folder of the evaluation episodes, which kind ``qasper`` reads.
     """
     made = getattr(importlib.import_module(f"pipelines.benchmarks.{settings.kind}"), _CLASSES[settings.kind])

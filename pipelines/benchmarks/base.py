@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # its import takes ten seconds, which whoever only checks a configuration shouldn't wait
-    from deltamem.chat_format import Message
+    from deltamem.chat.messages import Message
 
 
 @dataclass(frozen=True)
@@ -97,3 +97,14 @@ class Benchmark(Protocol):
     def score(self, question: Question, prediction: str) -> dict[str, float]:
         """The scores of one answer, by name; a metric that doesn't apply to the question is left out."""
         ...
+
+
+def first_questions(contexts: Sequence[Context], limit: int) -> list[Context]:
+    """``limit`` questions of a benchmark: the first of every context, then the second of every context, and
+    so on."""
+    rounds = chain.from_iterable(zip_longest(*(context.questions for context in contexts)))
+    chosen = {question.question_id for question in [q for q in rounds if q is not None][:limit]}
+    fewer = [
+        replace(context, questions=[q for q in context.questions if q.question_id in chosen]) for context in contexts
+    ]
+    return [context for context in fewer if context.questions]

@@ -1,6 +1,6 @@
 """How much a memory holds: papers of more and more facts about invented systems, and questions for single facts.
 
-The papers are the generator's (:mod:`pipelines.qasper.generate`): a value is one of 12 to 16 words, and nothing but
+The papers are the generator's (:mod:`pipelines.data.generate`): a value is one of 12 to 16 words, and nothing but
 having read the paper tells which. Questions are drawn from the whole paper, so that what was written first counts as
 much as what was written last. A system's name may occur in training papers too, with facts drawn apart, so that they
 help no one here.
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 from pipelines.benchmarks.base import Context, Question
 from pipelines.benchmarks.mab_scores import text_scores
-from pipelines.benchmarks.settings import FactsSettings
 from pipelines.config import Generated
-from pipelines.qasper.episodes import paper_messages
-from pipelines.qasper.generate import generate_papers
-from pipelines.qasper.schema import Paper, parse_papers
+from pipelines.config.benchmarks import FactsSettings
+from pipelines.data.episodes import paper_messages
+from pipelines.data.generate import generate_papers
+from pipelines.data.papers import Paper, parse_papers
 
 
 class Facts:

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipelines.benchmarks.answer_f1 import answer_tokens
 from pipelines.benchmarks.base import Context, Question, limit
 from pipelines.benchmarks.files import expecting, from_hub, read_json
-from pipelines.benchmarks.settings import HotpotqaSettings
-from pipelines.qasper.score import answer_tokens
+from pipelines.config.benchmarks import HotpotqaSettings
 
 QUESTION = (
     "Answer the question using only the passages above.\nReply with a short span or yes/no only.\n\n"

@@ -26,7 +26,7 @@ from nltk.stem import PorterStemmer
 
 from pipelines.benchmarks.base import Context, Question, limit
 from pipelines.benchmarks.files import expecting, read_json
-from pipelines.benchmarks.settings import LocomoSettings
+from pipelines.config.benchmarks import LocomoSettings
 
 CATEGORIES = {1: "multi_hop", 2: "temporal", 3: "open_domain", 4: "single_hop", 5: "adversarial"}
 

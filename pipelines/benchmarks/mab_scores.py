@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 
+from pipelines.benchmarks.answer_f1 import answer_tokens
 from pipelines.benchmarks.hotpotqa import answer_f1, exact_match
-from pipelines.qasper.score import answer_tokens
 
 _ANSWER = re.compile(r"(?:answer|label):(.*)(?:\n|$)", re.IGNORECASE)
 _NUMBER = re.compile(r"^(?:\d+[.)、]?\s*[-—–]?\s*)?")

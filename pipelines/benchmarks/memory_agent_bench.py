@@ -19,7 +19,7 @@ from pipelines.benchmarks.chunks import cut_text
 from pipelines.benchmarks.files import expecting, from_hub, read_json
 from pipelines.benchmarks.mab_scores import all_parts, movie_names, recall_at_5, text_scores
 from pipelines.benchmarks.mab_sources import SYSTEM, Source, source_named
-from pipelines.benchmarks.settings import MemoryAgentBenchSettings
+from pipelines.config.benchmarks import MemoryAgentBenchSettings
 from pipelines.errors import StageError
 
 FILES = {

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.benchmarks.answer_f1 import answer_f1
 from pipelines.benchmarks.base import Context, Question
-from pipelines.benchmarks.settings import QasperSettings
+from pipelines.config.benchmarks import QasperSettings
+from pipelines.data.shards import open_episodes
 from pipelines.errors import StageError
-from pipelines.qasper.score import answer_f1
-from pipelines.shards import open_episodes
 
 
 class Qasper:

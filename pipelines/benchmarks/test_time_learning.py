@@ -27,7 +27,7 @@ from pipelines.benchmarks.chunks import cut_text
 from pipelines.benchmarks.files import expecting, read_json, read_text
 from pipelines.benchmarks.mab_scores import text_scores
 from pipelines.benchmarks.mab_sources import CLASSIFICATION, SYSTEM
-from pipelines.benchmarks.settings import TtlSettings
+from pipelines.config.benchmarks import TtlSettings
 from pipelines.errors import StageError
 
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from deltamem import DeltaMemModel, DeltaMemory
-from deltamem.attention import can_share_prefixes
-from deltamem.chat_format import EncodedMessages
-from deltamem.decode import SlotDecoder, round_up
-from deltamem.key_values import KeyValues
-from deltamem.prefix import PrefixReader
+from deltamem.chat.messages import EncodedMessages
+from deltamem.decoding.attention import can_share_prefixes
+from deltamem.decoding.key_values import KeyValues
+from deltamem.decoding.prefix import PrefixReader
+from deltamem.decoding.slot_decoder import SlotDecoder, round_up
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from deltamem.chat_format import EncodedMessages, Message, encode_messages, encode_reply
+from deltamem.chat.format import encode_messages, encode_reply
+from deltamem.chat.messages import EncodedMessages, Message
 from deltamem.errors import DeltaMemError
 from pipelines.benchmarks.base import Context, Question, prompt_messages
 from pipelines.errors import StageError

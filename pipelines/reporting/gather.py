@@ -9,17 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import parts
 from pipelines.config import Config
 from pipelines.errors import StageError
 from pipelines.evaluation.results import NLL
 from pipelines.evaluation.statistics import Bootstrap
-from pipelines.layout import Layout
 from pipelines.reporting.estimates import COLUMNS, estimate
 from pipelines.reporting.methods import Methods
 from pipelines.reporting.samples import Sample, sample_answers
 from pipelines.reporting.scores import BenchmarkScores, Evaluation
-from pipelines.run_status import Job, jobs
+from pipelines.run import parts
+from pipelines.run.layout import Layout
+from pipelines.run.status import Job, jobs
 
 Cell = tuple[str, str, int]
 """Backbone, strategy, seed."""

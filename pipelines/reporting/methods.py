@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from deltamem import DeltaMemConfig
 from pipelines.config import FROZEN, Config
-from pipelines.delta_layers import THIRDS, adapter_config
+from pipelines.config.adapter import THIRDS, adapter_config
 
 PLAIN = "tsw"
 """The write strategy whose default adapter ablations are measured against."""

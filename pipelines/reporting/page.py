@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipelines import parts
 from pipelines.config import Config
-from pipelines.model_store import tracking_uri
-from pipelines.provenance import provenance
+from pipelines.registry.store import tracking_uri
 from pipelines.reporting.charts import INK
 from pipelines.reporting.costs import cost_tables, training_table
 from pipelines.reporting.gather import Results
 from pipelines.reporting.published import SideBySide, published
 from pipelines.reporting.results_tables import benchmark_tables, overview
 from pipelines.reporting.tables import Table
+from pipelines.run import parts
+from pipelines.run.provenance import provenance
 
 CONDITIONS = {
     "none": ("question", "empty", "What the model says from the question alone."),
@@ -81,7 +81,7 @@ class Contents:
 def render(config: Config, results: Results, contents: Contents, plots: Mapping[str, tuple[str, str]]) -> str:
     """The page as HTML. ``plots``: {name: (words, SVG)}."""
     environment = Environment(
-        loader=PackageLoader("pipelines", "templates"),
+        loader=PackageLoader("pipelines.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

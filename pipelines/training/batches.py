@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pipelines.config import Train
+from pipelines.data.shards import read_rows
 from pipelines.errors import StageError
-from pipelines.shards import read_rows
 
 _COLUMNS = ("paper_id", "context_ids", "segment_ids", "question_ids", "answer_ids")
 

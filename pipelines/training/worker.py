@@ -15,14 +15,14 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from deltamem.acceleration import compile_norms_and_mlps
-from pipelines.backbone import load_backbone
+from deltamem.backbone.acceleration import compile_norms_and_mlps
+from pipelines.backbones.prepared import load_backbone
 from pipelines.config import load_config
-from pipelines.layout import Layout
-from pipelines.training import engine as engines
+from pipelines.run.layout import Layout
+from pipelines.strategies.kinds import recipe_of
+from pipelines.training import deepspeed_engine as engines
 from pipelines.training.batches import Schedule
 from pipelines.training.learning_rate import learning_rate
-from pipelines.training.recipes import recipe_of
 
 CURVE_FIELDS = ("step", "loss", "answer_nll", "memory_effect", "write_gate", "state_norm", "gradient_norm",
                 "learning_rate", "tokens_per_second", "seconds")  # fmt: skip

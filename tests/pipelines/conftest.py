@@ -8,12 +8,13 @@ import pandas
 import pytest
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from pipelines import parts
-from pipelines.backbone import load_backbone, prepare_backbone
-from pipelines.baselines.lora import make_lora, save_lora
+from pipelines.backbone import prepare_backbone
+from pipelines.backbones.prepared import load_backbone
 from pipelines.config import FROZEN, Config, resolve_config
-from pipelines.layout import Layout
-from pipelines.provenance import provenance
+from pipelines.run import parts
+from pipelines.run.layout import Layout
+from pipelines.run.provenance import provenance
+from pipelines.strategies.lora import make_lora, save_lora
 
 CONDITIONS = ("none", "state", "swapped", "full")
 

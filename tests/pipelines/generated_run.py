@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import Config, resolve_config
-from pipelines.layout import Layout
 from pipelines.preprocess import preprocess
+from pipelines.run.layout import Layout
 
 
 def prepare_run(folder: Path, backbone: Path, eval_papers: int, **settings: Any) -> Config:

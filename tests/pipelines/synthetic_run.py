@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import parts
 from pipelines.config import resolve_config
 from pipelines.evaluation.records import write_parquet
 from pipelines.evaluation.results import summarise
 from pipelines.evaluation.statistics import Bootstrap
-from pipelines.layout import Layout
-from pipelines.provenance import provenance
+from pipelines.run import parts
+from pipelines.run.layout import Layout
+from pipelines.run.provenance import provenance
 
 BACKBONE = "smollm2-135m-instruct"
 STRATEGIES = {

@@ -11,12 +11,13 @@ import torch
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines import evaluate as stage
-from pipelines.backbone import load_backbone
+from pipelines.backbones.prepared import load_backbone
+from pipelines.benchmarks.answer_f1 import answer_f1
+from pipelines.benchmarks.base import first_questions
 from pipelines.config import resolve_config
 from pipelines.errors import StageError
-from pipelines.evaluate import evaluate, first_questions
-from pipelines.layout import Layout
-from pipelines.qasper.score import answer_f1
+from pipelines.evaluate import evaluate
+from pipelines.run.layout import Layout
 from tests.pipelines.generated_run import prepare_run
 
 CELL = ("tiny-random", "tsw", 42)

@@ -9,12 +9,12 @@ from collections import namedtuple
 import pytest
 
 from pipelines import preprocess as stage
-from pipelines.backbone_sources.random_weights import byte_tokenizer
+from pipelines.backbones.random_weights import byte_tokenizer
 from pipelines.config import Generated, resolve_config
+from pipelines.data.generate import generate_papers
 from pipelines.errors import StageError
-from pipelines.layout import Layout
 from pipelines.preprocess import open_episodes, preprocess
-from pipelines.qasper.generate import generate_papers
+from pipelines.run.layout import Layout
 
 BACKBONE = "tiny-random"
 

@@ -13,12 +13,12 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import Engine, event
 
-from pipelines.backbone import load_backbone
-from pipelines.baselines.lora import load_lora
+from pipelines.backbones.prepared import load_backbone
 from pipelines.errors import StageError
-from pipelines.model_store import tracking_uri
 from pipelines.pyfunc import ADAPTER_FILES
 from pipelines.register import choose_champion, register_cell
+from pipelines.registry.store import tracking_uri
+from pipelines.strategies.lora import load_lora
 
 CELL = ("tiny-random", "tsw", 42)
 

@@ -13,7 +13,7 @@ from pipelines.register import choose_champion, register_cell
 from pipelines.report import write_report
 from pipelines.reporting.gather import gather
 from pipelines.reporting.plots import DECLARED, write_plots
-from pipelines.run_status import jobs, summary
+from pipelines.run.status import jobs, summary
 from tests.pipelines.synthetic_run import BACKBONE, MEANS, STRATEGIES, SyntheticRun
 
 LOCOMO = {"kind": "locomo", "version": 1, "file": "locomo10.json"}

@@ -16,17 +16,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipelines.backbone import load_backbone, load_tokenizer
-from pipelines.baselines.lora import PromptObjective, collate_prompts
+from pipelines.backbones.prepared import load_backbone, load_tokenizer
 from pipelines.config import load_config, resolve_config
+from pipelines.data.shards import open_episodes
 from pipelines.errors import StageError
-from pipelines.evaluation.models import load_model
-from pipelines.layout import Layout
 from pipelines.preprocess import preprocess
-from pipelines.shards import open_episodes
+from pipelines.run.layout import Layout
+from pipelines.strategies.kinds import recipe_of
+from pipelines.strategies.lora import PromptObjective, collate_prompts
+from pipelines.strategies.models import load_model
 from pipelines.train import train_cell
 from pipelines.training.batches import Schedule
-from pipelines.training.recipes import recipe_of
 
 CELL = ("tiny-random", "tsw", 42)
 STEPS, KILL_AT = 24, 9

@@ -1,14 +1,12 @@
 """Which jobs Snakemake plans, for whole runs and after changes."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-from pipelines import parts
 from pipelines.config import load_config
-
-PROJECT = Path(__file__).resolve().parents[2]
+from pipelines.run import parts
+from tests.paths import PROJECT
 
 
 def test_the_papers_table_is_planned_whole(workflow):

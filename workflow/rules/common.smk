@@ -8,9 +8,9 @@ from snakemake.exceptions import WorkflowError
 from pipelines import parts
 from pipelines.config import resolve_config
 from pipelines.errors import StageError
-from pipelines.gpu_slots import WHOLE, thousandths, visible_gpus
-from pipelines.layout import Layout
-from pipelines.run_status import summary
+from pipelines.run.gpu_slots import WHOLE, thousandths, visible_gpus
+from pipelines.run.layout import Layout
+from pipelines.run.status import summary
 
 PYTHON = sys.executable
 

@@ -29,6 +29,6 @@ rule evaluate:
     resources:
         gpu_thousandths=gpu_shares(CONFIG.evaluate.gpus) if CONFIG.evaluate.use_gpu else 0,
     shell:
-        "{PYTHON} -m pipelines.gpu_slots {resources.gpu_thousandths}"
+        "{PYTHON} -m pipelines.run.gpu_slots {resources.gpu_thousandths}"
         " {PYTHON} -m pipelines.evaluate --config {RESOLVED} --backbone {wildcards.backbone}"
         " --strategy {wildcards.strategy} --seed {wildcards.seed} --benchmark {wildcards.benchmark} > {log} 2>&1"

@@ -33,6 +33,6 @@ rule train:
     resources:
         gpu_thousandths=local_gpus,
     shell:
-        "{PYTHON} -m pipelines.gpu_slots {resources.gpu_thousandths}"
+        "{PYTHON} -m pipelines.run.gpu_slots {resources.gpu_thousandths}"
         " {PYTHON} -m pipelines.train --config {RESOLVED} --backbone {wildcards.backbone}"
         " --strategy {wildcards.strategy} --seed {wildcards.seed} > {log} 2>&1"

@@ -1,0 +1,1 @@
+"""Adapter folders: where they are found, how they are read and written, in both formats."""

@@ -1,0 +1,60 @@
+"""TODO deltamem/adapters/locate.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltamem.adapters import public_release
+from deltamem.adapters.files import CONFIG_FILE, WEIGHTS_FILE
+from deltamem.errors import AdapterFormatError
+
+FILES = [CONFIG_FILE, WEIGHTS_FILE, public_release.CONFIG_FILE, public_release.WEIGHTS_FILE, "README.md"]
+
+
+def locate(path: str | Path) -> Path:
+    """The local folder behind a path, a Hub id or an MLflow ``models:/`` address.
+
+    Raises:
+        AdapterFormatError: it can't be found or fetched.
+    """
+    text = str(path)
+    if text.startswith("models:/"):
+        folder = _from_registry(text)
+    elif Path(path).is_dir():
+        folder = Path(path)
+    else:
+        folder = _from_hub(text)
+    nested = folder / "adapter"
+    return nested if nested.is_dir() and not (folder / CONFIG_FILE).is_file() else folder
+
+
+def _from_registry(uri: str) -> Path:
+    try:
+        import mlflow
+    except ImportError as error:
+        raise AdapterFormatError(f"{uri}: a registry address needs the package mlflow") from error
+    store = mlflow.get_registry_uri()
+    file = store.removeprefix("sqlite:///").split("?")[0]
+    if store.startswith("sqlite:///") and not Path(file).is_file():  # mlflow would make an empty one
+        raise AdapterFormatError(
+            f"{uri}: there is no MLflow store at {store}; name the one that has the model with MLFLOW_TRACKING_URI, "
+            "e.g. sqlite:///results/mlflow.db"
+        )
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except mlflow.exceptions.MlflowException as error:
+        raise AdapterFormatError(
+            f"{uri} was not found in the MLflow registry at {store} (MLFLOW_TRACKING_URI names another): {error}"
+        ) from error
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise AdapterFormatError(
+            f"{name!r} is neither a local folder nor an adapter that the Hub gave us ({type(error).__name__}: {error})"
+        ) from error

@@ -1,0 +1,137 @@
+"""What every chat on one model shares, and the state of one chat as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from deltamem.adapters.tensors import collect_tensors
+from deltamem.chat.format import encode_messages
+from deltamem.chat.identity import _HASHED, _digest, _hash
+from deltamem.chat.messages import EncodedMessages, Message
+from deltamem.chat.prompt_parts import PART_TOKENS
+from deltamem.chat.state import ChatState, Prompt
+from deltamem.errors import DeltaMemError, WindowError
+from deltamem.model import DeltaMemModel
+
+# Stand in for the turns before, whose text a later turn need not render again.
+_EARLIER = [
+    {"role": "user", "content": "First question."},
+    {"role": "assistant", "content": "First answer."},
+]
+
+
+class ChatRuntime:
+    """A model with its tokenizer, as chats use them.
+
+    Args:
+        window: most tokens of a prompt and its reply; the backbone's own limit by default.
+        part_tokens: longer prompts are fed in parts of this length (:mod:`deltamem.chat.prompt_parts`).
+    """
+
+    def __init__(
+        self,
+        model: DeltaMemModel,
+        tokenizer: PreTrainedTokenizerBase,
+        window: int | None = None,
+        part_tokens: int = PART_TOKENS,
+    ):
+        limit = getattr(model.base_model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self.model, self.tokenizer = model, tokenizer
+        self.window = window or limit or 4096
+        if self.window < 2 or (limit and self.window > limit):
+            raise WindowError(f"a window of {self.window} tokens: the backbone allows 2 to {limit}")
+        if part_tokens < 1:
+            raise DeltaMemError(f"part_tokens must be at least 1, got {part_tokens}")
+        self.part_tokens = part_tokens
+
+    def new_state(self) -> ChatState:
+        return ChatState(self.model.new_memory(1))
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a reply."""
+        ids: set[int] = set()
+        for value in (self.model.base_model.generation_config.eos_token_id, self.tokenizer.eos_token_id):
+            ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+        return frozenset(ids)
+
+    @cached_property
+    def sampling(self) -> dict[str, float]:
+        """The temperature, top_p and top_k to draw with where nobody says: the backbone's generation config's, else
+        1, 1 and 0, as OpenAI's."""
+        said = self.model.base_model.generation_config.to_diff_dict()  # without transformers' own defaults
+        defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        return {name: other if said.get(name) is None else said[name] for name, other in defaults.items()}
+
+    def prompt(self, state: ChatState, messages: Sequence[Message], max_new_tokens: int) -> Prompt:
+        """Decide what to feed for ``messages`` after ``state``.
+
+        Only the new messages are rendered: the template's text between the end of the last reply and the
+        first new message is taken from a chat of two stand-ins, so a template that rewrites earlier turns
+        (leaves out their reasoning, dates the system message) can't make the cache wrong.
+
+        When cache, messages and a reply don't fit the window, earlier turns leave: the latest turns that fill
+        at most half of the room that is left are rendered and read anew, without being written again. So the
+        positions start from zero again (which every kind of position encoding allows) and the next turns are
+        cheap again.
+
+        Raises:
+            WindowError: the new messages alone don't fit.
+        """
+        if state.messages:
+            new = self._encode([*_EARLIER, *messages])
+            cut = 1 + max(i for i, segment in enumerate(new.segment_ids) if segment == 1)
+            new = EncodedMessages(new.input_ids[cut:], new.segment_ids[cut:])
+        else:
+            new = self._encode(messages)
+        reserve = min(max_new_tokens, max(1, self.window // 4))
+        room = self.window - reserve - len(new.input_ids)
+        if state.keys.length <= room:
+            return Prompt(None, new, state.start)
+        turns = [i for i, message in enumerate(state.messages) if message["role"] == "user" and i > state.start]
+        for start in turns:
+            kept = [*state.system, *state.messages[start:]]
+            try:
+                ids = self._encode([*kept, *messages]).input_ids
+            except DeltaMemError:  # the template drops part of an earlier reply (its reasoning, say)
+                continue
+            count = len(ids) - len(new.input_ids)
+            if count <= room // 2:
+                return Prompt(tuple(ids[:count]), new, start)
+        alone = self._encode([*state.system, *messages])
+        if len(alone.input_ids) >= self.window:
+            raise WindowError(
+                f"the messages are {len(alone.input_ids)} tokens long, the window holds {self.window} with "
+                "the reply; send less at a time"
+            )
+        return Prompt((), alone, len(state.messages))
+
+    def _encode(self, messages: Sequence[Message]) -> EncodedMessages:
+        return encode_messages(self.tokenizer, messages, True, self.model.config.segment)
+
+    # --- which model a saved chat belongs to
+    # ------------------------------------------------------------------
+
+    @cached_property
+    def adapter_digest(self) -> str:
+        """sha256 over the adapter's function: its configuration (not the backbone's name) and its tensors."""
+        config = self.model.config.to_dict()
+        for name in ("base_model_name_or_path", "revision"):
+            del config[name]
+        tensors = collect_tensors(self.model.memory_layers.state_dict(), self.model.config)
+        return _digest(config, tensors, _hash(tensors))
+
+    @cached_property
+    def backbone_digest(self) -> str:
+        """sha256 over the backbone's weights, class and position encoding; taken once per backbone in memory."""
+        base = self.model.base_model
+        config = base.config.get_text_config(decoder=True)
+        facts = {"class": type(base).__name__, "rope": getattr(config, "rope_parameters", None)}
+        tensors = {name: parameter.detach() for name, parameter in base.named_parameters()}
+        unchanged = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors.values()]
+        if base not in _HASHED or _HASHED[base][0] != unchanged:
+            _HASHED[base] = unchanged, _hash(tensors)
+        return _digest(facts, tensors, _HASHED[base][1])

@@ -1,0 +1,195 @@
+"""Saved sessions: a folder of safetensors files and one JSON file.
+
+    session.json                what the folder holds: messages, tokens, settings, digests, and the names
+    below keys-<random>.safetensors   keys and values of consecutive tokens; together, in order, the whole
+    cache memory-<random>.safetensors the memory, as DeltaMemory.save writes it
+
+A save writes new files under new names, then replaces session.json, then removes what it no longer names. So
+a crash at any moment leaves the old session or the new one, and saving after a turn costs only that turn's
+tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from deltamem.chat.runtime import ChatRuntime
+from deltamem.chat.state import ChatState, StoredPart
+from deltamem.decoding.key_values import KeyValues
+from deltamem.errors import MemoryMismatchError, SnapshotError
+from deltamem.memory import DeltaMemory
+
+FORMAT = "deltamem-session"
+MANIFEST = "session.json"
+_OURS = re.compile(r"(keys|memory)-[0-9a-f]{16}\.safetensors")
+# More files than this are merged into one by the next save.
+_MOST_PARTS = 64
+
+
+def save(runtime: ChatRuntime, state: ChatState, folder: Path, settings: dict[str, Any]) -> ChatState:
+    """Write ``state`` to ``folder``; when this returns, it is on the disk.
+
+    Args:
+        settings: JSON values kept beside the state.
+
+    Returns:
+        The same state, which now knows the files that hold its cache.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = _reusable(state, folder)
+    held = sum(part.tokens for part in parts)
+    if held < state.keys.length:
+        parts.append(_write_part(state.keys.cut(held, state.keys.length), folder))
+    memory = f"memory-{secrets.token_hex(8)}.safetensors"
+    state.memory.save(folder / memory)
+    _sync(folder / memory)
+    manifest = {
+        "format": FORMAT,
+        "format_version": 1,
+        "adapter_digest": runtime.adapter_digest,
+        "backbone_digest": runtime.backbone_digest,
+        "dtype": str(runtime.model.dtype),
+        "settings": settings,
+        "messages": list(state.messages),
+        "start": state.start,
+        "tokens": list(state.tokens),
+        "memory": {"file": memory, "sha256": _file_digest(folder / memory)},
+        "keys": [{k: v for k, v in asdict(part).items() if k != "folder"} for part in parts],
+    }
+    _replace(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False))
+    named = {MANIFEST, memory, *(part.file for part in parts)}
+    for path in folder.iterdir():
+        if path.name not in named and _OURS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    return replace(state, parts=tuple(parts))
+
+
+def load(runtime: ChatRuntime, folder: Path) -> ChatState:
+    """Read a state that :func:`save` wrote.
+
+    Raises:
+        SnapshotError: the folder is missing or damaged, or was saved with another adapter or backbone.
+    """
+    manifest = read_manifest(folder)
+    for what in ("adapter", "backbone"):
+        ours, theirs = getattr(runtime, f"{what}_digest"), manifest[f"{what}_digest"]
+        if ours != theirs:
+            raise SnapshotError(
+                f"{folder} was saved with another {what} (sha256 {theirs[:12]}…, this one is {ours[:12]}…): "
+                f"its memory has no meaning here; load it with that {what}, or start a new session"
+            )
+    device = runtime.model.device
+    try:
+        memory = DeltaMemory.load(_verified(folder, manifest["memory"]), device)
+        keys = KeyValues()
+        for entry in manifest["keys"]:
+            keys = keys.extend(_read_part(_verified(folder, entry), device))
+    except (SafetensorError, MemoryMismatchError, OSError) as error:
+        raise SnapshotError(f"{folder} is damaged: {error}") from error
+    if keys.length != len(manifest["tokens"]):
+        raise SnapshotError(f"{folder} is damaged: {keys.length} tokens in its files, {len(manifest['tokens'])} named")
+    return ChatState(
+        memory=memory,
+        messages=tuple(manifest["messages"]),
+        start=manifest["start"],
+        tokens=tuple(manifest["tokens"]),
+        keys=keys,
+        parts=tuple(StoredPart(folder=str(folder.resolve()), **entry) for entry in manifest["keys"]),
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of session.json.
+
+    Raises:
+        SnapshotError: there is none, or it isn't one.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SnapshotError(f"{folder} holds no saved session (no {MANIFEST})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SnapshotError(f"{path} can't be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise SnapshotError(f"{path} is not a saved session (its 'format' is not {FORMAT!r})")
+    if manifest.get("format_version") != 1:
+        raise SnapshotError(f"{path}: format_version {manifest.get('format_version')!r} is not known; known: 1")
+    return manifest
+
+
+def memory_file(folder: Path) -> Path:
+    """The file that holds a saved session's memory."""
+    return _verified(folder, read_manifest(folder)["memory"])
+
+
+def _reusable(state: ChatState, folder: Path) -> list[StoredPart]:
+    """The files of an earlier save to this folder that hold a beginning of the state's cache."""
+    parts, held = [], 0
+    for part in state.parts[:_MOST_PARTS]:
+        held += part.tokens
+        if part.folder != str(folder.resolve()) or held > state.keys.length or not (folder / part.file).is_file():
+            break
+        parts.append(part)
+    return [] if len(parts) == _MOST_PARTS else parts
+
+
+def _write_part(keys: KeyValues, folder: Path) -> StoredPart:
+    name = f"keys-{secrets.token_hex(8)}.safetensors"
+    tensors = {}
+    for index, (k, v) in enumerate(keys.layers):
+        # contiguous copies the slice alone; a view would drag its whole storage along
+        tensors[f"keys.{index}"], tensors[f"values.{index}"] = k.cpu().contiguous(), v.cpu().contiguous()
+    save_file(tensors, folder / name)
+    _sync(folder / name)
+    return StoredPart(str(folder.resolve()), name, keys.length, _file_digest(folder / name))
+
+
+def _read_part(path: Path, device: torch.device) -> KeyValues:
+    tensors = load_file(path, device=str(device))
+    layers = range(len(tensors) // 2)
+    return KeyValues(tuple((tensors[f"keys.{i}"], tensors[f"values.{i}"]) for i in layers))
+
+
+def _verified(folder: Path, entry: dict[str, Any]) -> Path:
+    """The file that a manifest names, if it is one of ours and unchanged."""
+    if not _OURS.fullmatch(entry["file"]):
+        raise SnapshotError(f"{folder / MANIFEST} names a file that no save writes: {entry['file']!r}")
+    path = folder / entry["file"]
+    if not path.is_file() or _file_digest(path) != entry["sha256"]:
+        raise SnapshotError(f"{path} is missing or damaged (its sha256 is not the one in {MANIFEST})")
+    return path
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync(path.parent)

@@ -1,0 +1,1 @@
+"""OpenAI's requests, replies and errors as values; no web framework in here."""

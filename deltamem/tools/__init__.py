@@ -1,0 +1,1 @@
+"""What looks at a model: inspection, throughput, and how both are measured."""

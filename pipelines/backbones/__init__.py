@@ -1,0 +1,1 @@
+"""Prepared backbone folders, and the sources they are made from."""

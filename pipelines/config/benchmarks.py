@@ -1,0 +1,123 @@
+"""The benchmark entries of a configuration: one class per kind.
+
+Paths are relative to the folder the command runs in. ``configs/benchmarks`` has one file per benchmark.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from pipelines.config.types import Count, Name, Section, unique
+
+
+class QasperSettings(Section):
+    """Questions about papers, from the evaluation episodes of the data section."""
+
+    kind: Literal["qasper"]
+    version: Count
+
+
+class _Sampled(Section):
+    version: Count
+    max_contexts: Count | None = Field(None, description="only the first so many contexts; null is all")
+    max_questions: Count | None = Field(None, description="only the first so many questions of each context")
+
+
+class LocomoSettings(_Sampled):
+    """LoCoMo: questions about long conversations of many dated sessions."""
+
+    kind: Literal["locomo"]
+    file: str = Field(description="locomo10.json, as its authors publish it")
+    categories: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), AfterValidator(unique)] = [
+        1,
+        2,
+        3,
+        4,
+    ]
+    message: Literal["session", "turn"] = Field("session", description="what one message of the history is")
+
+
+class HotpotqaSettings(_Sampled):
+    """HotpotQA, development set, distractor setting: every question has its own ten paragraphs."""
+
+    kind: Literal["hotpotqa"]
+    file: str | None = Field(None, description="hotpot_dev_distractor_v1.json; null reads the Hub's copy")
+    hub_id: str = "hotpotqa/hotpot_qa"
+    hub_revision: str | None = None
+
+
+class MemoryAgentBenchSettings(_Sampled):
+    """MemoryAgentBench: many questions about each of its long contexts, in four competencies."""
+
+    kind: Literal["memory_agent_bench"]
+    folder: str | None = Field(None, description="folder with the four Parquet files; null reads the Hub")
+    hub_id: str = "ai-hyz/MemoryAgentBench"
+    hub_revision: str | None = None
+    competencies: Annotated[list[Literal["AR", "TTL", "LRU", "CR"]], Field(min_length=1), AfterValidator(unique)] = [
+        "AR",
+        "TTL",
+        "LRU",
+        "CR",
+    ]
+    sources: list[str] | None = Field(None, description="only these, by their names in the data; null is all")
+    entities: str | None = Field(
+        None, description="entity2id.json, the movie names that the source recsys_redial_full needs"
+    )
+    chunk_characters: Count = Field(16_384, description="longest message of the history")
+
+
+class TtlSettings(Section):
+    """A classification task of MemoryAgentBench's test-time learning, rebuilt from its own source."""
+
+    kind: Literal["test_time_learning"]
+    version: Count
+    dataset: Literal["banking77", "clinc150", "trec_coarse", "trec_fine"]
+    train_file: str = Field(description="labelled examples, the data set's original file")
+    test_file: str | None = Field(None, description="null: train_file holds the questions too (clinc150)")
+    contexts: Count = Field(5, description="contexts, each with its own examples and numbers for the labels")
+    shots: Count = Field(description="examples in a context, as many of each label as of another")
+    questions: Count = Field(20, description="questions about each context")
+    seed: int = 42
+    chunk_characters: Count = Field(16_384, description="longest message of the history")
+
+
+class FactsSettings(Section):
+    """Generated papers of few facts and of many, and questions for single facts."""
+
+    kind: Literal["facts"]
+    version: Count
+    facts: Annotated[list[Count], Field(min_length=1), AfterValidator(unique)] = Field(
+        [1, 2, 4, 8, 16, 32], description="numbers of facts in a paper"
+    )
+    papers: Count = Field(64, description="papers of each number")
+    questions: Count = Field(4, description="questions about each paper, at most")
+    seed: int = 42
+
+
+class LmEvalSettings(Section):
+    """A task of lm-evaluation-harness. It has no history: the prompt is read, and written as it is read."""
+
+    kind: Literal["lm_eval"]
+    version: Count
+    task: Name = Field(description="the task's name in the harness")
+    data_file: str | None = Field(None, description="the data as JSON, JSON lines or CSV; null reads the Hub")
+    metrics: Annotated[list[str], Field(min_length=1), AfterValidator(unique)] = Field(
+        description="METRIC or METRIC,FILTER as the harness names them; the first is the headline"
+    )
+    max_new_tokens: Count | None = Field(None, description="null is the task's own")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(None, description="null is the task's own")
+    max_questions: Count | None = Field(None, description="only the first so many questions; null is all")
+
+
+BenchmarkSettings = Annotated[
+    QasperSettings
+    | LocomoSettings
+    | HotpotqaSettings
+    | MemoryAgentBenchSettings
+    | TtlSettings
+    | FactsSettings
+    | LmEvalSettings,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,133 @@
+"""The one definition of a run's configuration, validated before any job starts.
+
+A configuration file names its backbones, strategies and benchmarks; resolving it replaces every name by the
+contents of ``configs/<kind>/<name>.yaml``, so that a resolved configuration stands on its own. Relative paths
+are relative to the folder the command runs in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    ValidationError,
+)
+
+from pipelines.config.adapter import THIRDS, adapter_config
+from pipelines.config.backbones import Backbone
+from pipelines.config.benchmarks import BenchmarkSettings
+from pipelines.config.errors import ConfigError, describe
+from pipelines.config.files import NAMED_KINDS, merge_named_entries, read_mapping
+from pipelines.config.sections import Data, Evaluate, Register, Report, Train
+from pipelines.config.strategies import (
+    FROZEN,
+    DeltaStrategy,
+    LoraStrategy,
+    Strategy,
+)
+from pipelines.config.types import Name, Section, unique
+
+
+class Config(Section):
+    """A whole run. ``Config.cell`` gives one training cell with its strategy's overrides applied."""
+
+    name: Name
+    results_dir: str = "results"
+    backbones: Annotated[dict[Name, Backbone], Field(min_length=1)]
+    strategies: Annotated[dict[Name, Strategy], Field(min_length=1)]
+    benchmarks: Annotated[dict[Name, BenchmarkSettings], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(unique)] = [42]
+    data: Data
+    train: Train = Field(default_factory=Train)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    registry: Register = Field(default_factory=Register, alias="register")
+    report: Report = Field(default_factory=Report)
+
+    def cell(self, backbone: str, strategy: str, seed: int) -> Cell:
+        """One training cell. Raises ConfigError for a name or seed that this configuration doesn't have."""
+        if seed not in self.seeds:
+            raise ConfigError(f"seeds: {seed} is not among {self.seeds}")
+        chosen = self.entry("strategies", strategy)
+        if not chosen.trained:
+            raise ConfigError(f"strategies: {strategy!r} ({chosen.kind}) has nothing to train")
+        train = Train.model_validate({**self.train.model_dump(), **chosen.train})
+        return Cell(backbone, self.entry("backbones", backbone), strategy, chosen, seed, train)
+
+    def entry(self, kind: str, name: str) -> Any:
+        """The backbone, strategy or benchmark of that name, or a ConfigError that lists the known ones."""
+        known = getattr(self, kind)
+        if name not in known:
+            raise ConfigError(f"{kind}: {name!r} is not among {', '.join(known)}")
+        return known[name]
+
+    def to_json(self) -> str:
+        """The resolved configuration as JSON that ``load_config`` reads back to an equal one."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One backbone × strategy × seed, with the train section as it holds there."""
+
+    backbone_name: str
+    backbone: Backbone
+    strategy_name: str
+    strategy: DeltaStrategy | LoraStrategy
+    seed: int
+    train: Train
+
+
+def load_config(path: str | Path) -> Config:
+    """Reads a YAML or JSON configuration and resolves it. Raises ConfigError naming key, file and reason."""
+    return resolve_config(read_mapping(Path(path)), str(path))
+
+
+def resolve_config(mapping: Mapping[str, Any], where: str) -> Config:
+    """Validates a configuration given as a mapping; ``where`` says in messages where it came from."""
+    merged, files = merge_named_entries(mapping, where)
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(describe(error, Config, where, files)) from None
+    for name, strategy in config.strategies.items():
+        _check_strategy(config, name, strategy, files.get(("strategies", name), where))
+    benchmark = config.registry.champion_metric.split("/")[0]
+    if benchmark not in config.benchmarks:
+        known = ", ".join(config.benchmarks)
+        raise ConfigError(f"{where}: register.champion_metric: benchmark {benchmark!r} is not among {known}")
+    return config
+
+
+def _check_strategy(config: Config, name: str, strategy: Strategy, where: str) -> None:
+    if name == FROZEN:
+        raise ConfigError(f"{where}: strategies.{name}: this name is kept for the frozen backbone; rename it")
+    prefix = ("strategies", name)
+    try:
+        Train.model_validate({**config.train.model_dump(), **strategy.train})
+    except ValidationError as error:
+        raise ConfigError(describe(error, Train, where, {}, (*prefix, "train"))) from None
+    if not isinstance(strategy, DeltaStrategy):
+        return
+    try:
+        adapter_config(strategy.adapter, len(THIRDS))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: strategies.{name}.adapter: {error}") from None
+
+
+def config_hash(part: Any) -> str:
+    """sha256 (hex) of a configuration, a section, or any JSON-like part; the order of keys doesn't count."""
+    if isinstance(part, BaseModel):
+        part = part.model_dump(mode="json", by_alias=True)
+    text = json.dumps(part, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+assert set(NAMED_KINDS) <= set(Config.model_fields)

@@ -1,0 +1,95 @@
+"""The baselines' entries among a configuration's strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from pipelines.config.types import Count, Number, Section, unique
+
+
+class _Untrained(Section):
+    trained: ClassVar[bool] = False
+
+    @property
+    def train(self) -> dict[str, Any]:
+        """Keys of the train section that differ here: none, there is no training."""
+        return {}
+
+
+class Bm25Strategy(_Untrained):
+    """Retrieval: the passages of the history that share most words with the question."""
+
+    kind: Literal["bm25"]
+    top_k: Count = Field(5, description="passages in the prompt")
+    passage_characters: Count = Field(1000, description="longest passage; longer messages are cut")
+
+
+class LlmLingua2Strategy(_Untrained):
+    """Compression: the words of the history that a small classifier keeps."""
+
+    kind: Literal["llmlingua2"]
+    model: str = Field(
+        "microsoft/llmlingua-2-xlm-roberta-large-meetingbank",
+        description="folder or Hub id of the classifier",
+    )
+    rate: Number = Field(0.33, gt=0, le=1, description="share of the words that is kept")
+
+
+class MemoryBankStrategy(_Untrained):
+    """MemoryBank: summaries of every session, and passages recalled by relevance and a forgetting curve."""
+
+    kind: Literal["memory_bank"]
+    top_k: Count = Field(6, description="passages recalled for a question")
+    passage_characters: Count = Field(1000, description="longest passage; longer messages are cut")
+    lifetime: Number = Field(5.0, gt=0, description="sessions in which an unrecalled passage fades to 1/e")
+    summary_tokens: Annotated[int, Field(ge=0)] = Field(100, description="of a session's summary; 0: none")
+
+
+class LoraStrategy(Section):
+    """A LoRA adapter (PEFT) of the backbone, trained on the same episodes as the δ-mem adapters."""
+
+    trained: ClassVar[bool] = True
+
+    kind: Literal["lora"]
+    context: bool = Field(description="whether the prompt has the context (Context2LoRA) or the question alone")
+    rank: Count = 8
+    alpha: Count = 16
+    target_modules: Annotated[list[str], Field(min_length=1), AfterValidator(unique)] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    ]
+    train: dict[str, Any] = Field(default_factory=dict, description="keys of the train section that differ here")
+
+
+FROZEN = "frozen"
+"""Name under which the frozen backbone is evaluated, beside the strategies."""
+
+
+class DeltaStrategy(Section):
+    """A delta-mem adapter: how its memory is written, and what its training changes."""
+
+    trained: ClassVar[bool] = True
+
+    kind: Literal["delta"]
+    adapter: dict[str, Any] = Field(
+        description="fields of deltamem.DeltaMemConfig; layers may also be first_third, middle_third or last_third"
+    )
+    train: dict[str, Any] = Field(default_factory=dict, description="keys of the train section that differ here")
+
+
+def _delta_by_default(value: Any) -> Any:
+    return {"kind": "delta", **value} if isinstance(value, Mapping) else value
+
+
+Strategy = Annotated[
+    Annotated[
+        DeltaStrategy | LoraStrategy | Bm25Strategy | LlmLingua2Strategy | MemoryBankStrategy,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_delta_by_default),
+]

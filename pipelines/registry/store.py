@@ -1,0 +1,77 @@
+"""The MLflow store: opening it safely, and saying plainly when that can't be done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from filelock import FileLock, Timeout
+
+from pipelines.config import Config
+from pipelines.errors import StageError
+from pipelines.run.layout import Layout
+
+# mlflow reads these at import
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+LOCK_SECONDS = 600
+
+
+def tracking_uri(config: Config) -> str:
+    return config.registry.tracking_uri or Layout(config).default_store
+
+
+@contextlib.contextmanager
+def open_store(config: Config) -> Iterator[MlflowClient]:
+    """A client of the store that the configuration names, held by one registering job at a time.
+
+    Jobs take turns because several that create the same database at once all fail, and because an alias is
+    chosen by comparing with what other jobs have registered. Raises StageError, naming the store, when it is
+    locked, unreachable or refuses.
+    """
+    uri = tracking_uri(config)
+    results = Layout(config).results
+    results.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(results / "mlflow.lock", timeout=LOCK_SECONDS):
+            client = MlflowClient(uri, uri)
+            client.search_experiments(max_results=1)
+            yield client
+    except Timeout:
+        raise StageError(
+            f"MLflow store {uri}: another job has held {results / 'mlflow.lock'} for {LOCK_SECONDS} s. "
+            "End it or wait for it, and run this again."
+        ) from None
+    except (MlflowException, SQLAlchemyError) as error:
+        raise StageError(f"MLflow store {uri} can't be used: {_reason(error)}") from error
+
+
+def experiment_id(client: MlflowClient, config: Config) -> str:
+    """The configuration's experiment; a new one in a local database keeps its artefacts beside it."""
+    name = config.registry.experiment or config.name
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        beside = (Layout(config).results / "mlflow_artifacts" / name).resolve()
+        local = tracking_uri(config).startswith("sqlite:")
+        return client.create_experiment(name, artifact_location=beside.as_uri() if local else None)
+    if found.lifecycle_stage != "active":
+        raise StageError(
+            f"MLflow store {tracking_uri(config)}: experiment {name!r} was deleted. Restore it "
+            "(mlflow experiments restore) or name another one under register.experiment."
+        )
+    return found.experiment_id
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "database is locked" in text:
+        return "the database is locked by another program. End that program, or set register.tracking_uri."
+    if len(text) > 300:
+        text = text[:300] + "…"
+    return f"{text} Check register.tracking_uri and that the store is up and writable."

@@ -1,0 +1,85 @@
+"""TODO pipelines/run/files.py."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from pipelines.errors import StageError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def room_to_write(folder: Path) -> Iterator[None]:
+    """Turns a full disk, a used-up quota or a file-size limit into a `StageError` that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if _error_number(error) not in _NO_ROOM:
+            raise
+        raise StageError(
+            f"No room to write in {folder} ({error}). Free some space, or set results_dir to another disk."
+        ) from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))  # safetensors gives the number only in its text
+    return int(found[1]) if found else None
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``folder`` at the end, or vanishes if an error passes.
+
+    Raises StageError if the disk gets full.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with room_to_write(folder.parent):
+            partial.mkdir(parents=True)
+            yield partial
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Raises StageError if the disk of an existing folder has less than ``needed`` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StageError(
+            f"{folder}: not enough disk space for the episodes, about {needed / 1e6:,.1f} MB are needed and "
+            f"{free / 1e6:,.1f} MB are free; free some, set results_dir to another disk, or lower "
+            "data.max_train_questions and data.max_eval_questions"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StageError(f"{path}: can't be read ({error}). Run `python -m pipelines.{stage}` for it first.") from None
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,125 @@
+"""How far a long job is and how long it will still take: a bar on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import csv
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Meter:
+    """Counts units of work; a context manager.
+
+    Args:
+        total: units in all.
+        every: seconds between two lines where the output is no terminal.
+    """
+
+    def __init__(self, total: int, console: Console, every: float = 15.0):
+        self.total, self.console, self.every = total, console, every
+        self.title, self.done = "", 0
+        self._start = self._last = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Meter:
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self.console)
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self.console.print(self._line())
+
+    def step(self, title: str) -> None:
+        """Say what is being done from now on."""
+        self.title = title
+        if self._bar is not None:
+            self._bar.update(self._task, description=title)
+
+    def advance(self, units: int) -> None:
+        self.done += units
+        if self._bar is not None:
+            self._bar.advance(self._task, units)
+        elif time.monotonic() - self._last >= self.every:
+            self._last = time.monotonic()
+            self.console.print(self._line())
+
+    def _line(self) -> str:
+        elapsed = time.monotonic() - self._start
+        line = f"{self.title}: {self.done} of {self.total}, {_clock(elapsed)} so far"
+        if 0 < self.done < self.total:
+            line += f", about {_clock(elapsed / self.done * (self.total - self.done))} to go"
+        return line
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+class _Watcher:
+    """A progress bar (or, where output isn't a terminal, a line now and then) fed by the growing curve file."""
+
+    def __init__(self, curve: Path, title: str, steps: int):
+        self.curve, self.steps = curve, steps
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task(title, total=steps, loss="–")
+        self.title, self.said = title, -1.0
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Watcher:
+        self.bar.start()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        self._show()
+        self.bar.stop()
+
+    def _watch(self) -> None:
+        while not self.done.wait(1.0):
+            self._show()
+
+    def _show(self) -> None:
+        try:
+            with self.curve.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            step, loss = int(rows[-1]["step"]), f"{float(rows[-1]['loss']):.3f}"
+        except (OSError, IndexError, ValueError, TypeError, KeyError):
+            return  # not there yet, or read while a row was being written
+        self.bar.update(self.task, completed=step, loss=loss)
+        if not self.console.is_terminal and (step >= self.said + self.steps / 10 or step == self.steps != self.said):
+            self.said = step
+            self.console.print(f"{self.title}: step {step} of {self.steps}, loss {loss}")

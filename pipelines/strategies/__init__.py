@@ -1,0 +1,1 @@
+"""What is trained and compared: a module per kind of strategy, and one table of them."""

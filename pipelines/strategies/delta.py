@@ -1,0 +1,46 @@
+"""TODO pipelines/strategies/delta.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from deltamem import DeltaMemConfig, get_delta_mem_model
+from deltamem.adapters import files as adapter_files
+from pipelines.config.adapter import adapter_config
+from pipelines.training.batches import EpisodeBatch, collate
+from pipelines.training.objective import EpisodeLoss, MemoryObjective
+from pipelines.training.recipe import Recipe
+
+
+class DeltaRecipe(Recipe):
+    """A δ-mem adapter: the context is written, the question answered from the memory alone."""
+
+    has_memory = True
+
+    def objective(self, base: PreTrainedModel) -> nn.Module:
+        train = self.cell.train
+        model = get_delta_mem_model(base, self._settings)
+        if train.activation_checkpointing != "none":
+            model.gradient_checkpointing_enable(selective=train.activation_checkpointing == "selective")
+            model.train()
+        return MemoryObjective(model, train.write_penalty, train.write_target, train.write_questions)
+
+    def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
+        return collate(episodes, groups, self.tokenizer.pad_token_id)
+
+    def metrics(self, result: EpisodeLoss) -> dict[str, Tensor]:
+        return result._asdict()
+
+    def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        settings = replace(self._settings, **self.origin)
+        adapter_files.save_adapter(folder, settings, adapter_files.collect_tensors(tensors, settings))
+
+    @property
+    def _settings(self) -> DeltaMemConfig:
+        layers = self.backbone_config.get_text_config(decoder=True).num_hidden_layers
+        return adapter_config(self.cell.strategy.adapter, layers)

@@ -1,0 +1,105 @@
+"""Training a LoRA baseline: the same episodes, with the context in the prompt or without any."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from deltamem.chat.format import encode_messages
+from pipelines.benchmarks.base import Question
+from pipelines.errors import StageError
+from pipelines.evaluation.prompts import PromptEncoder
+from pipelines.strategies.lora import PromptObjective, collate_prompts, fill, make_lora, save_lora
+from pipelines.training.batches import EpisodeBatch
+from pipelines.training.recipe import Recipe
+
+
+class LoraRecipe(Recipe):
+    """A LoRA; ``overlong`` of the data section also says what happens to prompts longer than the window."""
+
+    def episodes(self) -> tuple[pa.Table, dict[str, Any]]:
+        episodes, notes = super().episodes()
+        if not self.cell.strategy.context:
+            # batches are made by length, and what isn't read has none
+            position = episodes.schema.get_field_index("context_ids")
+            none = pa.array([[]] * len(episodes), episodes.schema.field(position).type)
+            return episodes.set_column(position, "context_ids", none), notes
+        window = self.backbone_config.get_text_config(decoder=True).max_position_embeddings
+        encoder = PromptEncoder(self.tokenizer, "message", window)
+        fitting, count = fit_window(episodes, encoder, self.config.data.overlong)
+        if not len(fitting):
+            raise StageError(
+                f"strategies.{self.cell.strategy_name}: no training episode's context and question fit the window "
+                f"of {self.cell.backbone_name}, {window} tokens; lower data.max_written_tokens"
+            )
+        return fitting, {"prompts_beyond_the_window": {"count": count, "handled": self.config.data.overlong}}
+
+    def objective(self, base: PreTrainedModel) -> nn.Module:
+        model = make_lora(base, self.cell.strategy)
+        if self.cell.train.activation_checkpointing != "none":
+            # what the selective kind keeps is chosen for δ-mem; here both recompute whole layers
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()
+        return PromptObjective(model)
+
+    def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
+        return collate_prompts(episodes, groups, self.tokenizer, self.cell.strategy.context)
+
+    def metrics(self, result: Tensor) -> dict[str, Tensor]:
+        return {"loss": result, "answer_nll": result}
+
+    def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        config = copy.deepcopy(self.backbone_config)
+        config.name_or_path = self.origin["base_model_name_or_path"]  # goes into the model card
+        with torch.device("meta"):  # names and shapes are enough: the backbone's weights aren't saved
+            model = make_lora(AutoModelForCausalLM.from_config(config), self.cell.strategy)
+        fill(model, tensors)
+        for name, value in self.origin.items():
+            setattr(model.peft_config["default"], name, value)
+        save_lora(model, folder)
+
+
+def fit_window(
+    episodes: pa.Table, encoder: PromptEncoder, overlong: Literal["drop", "truncate"]
+) -> tuple[pa.Table, int]:
+    """Episodes whose context, question and answer fit the window as one chat, and how many did not.
+
+    Args:
+        overlong: what happens to those: "drop" leaves them out, "truncate" takes the last messages from their context
+            (of a single message the last words).
+    """
+    columns = ("context_ids", "question_ids", "answer_ids")
+    # the parts' own templates included, so that only what exceeds the window even so has to be encoded
+    bounds = sum(pc.list_value_length(episodes[name]).to_numpy() for name in columns)
+    suspects = np.flatnonzero(bounds > encoder.window).tolist()
+    rows = dict(zip(suspects, episodes.take(pa.array(suspects, pa.int64())).to_pylist(), strict=True))
+    long = {number: row for number, row in rows.items() if _prompt_tokens(row, encoder) > encoder.window}
+    if not long:
+        return episodes, 0
+    if overlong == "drop":
+        return episodes.filter(pa.array(number not in long for number in range(len(episodes)))), len(long)
+    messages = episodes["messages"].to_pylist()
+    for number, row in long.items():
+        messages[number], _ = encoder.shorten(row["messages"], _question(row), len(row["answer_ids"]), "newest")
+    position = episodes.schema.get_field_index("messages")
+    field = episodes.schema.field(position)
+    return episodes.set_column(position, field, pa.array(messages, field.type)), len(long)
+
+
+def _prompt_tokens(row: dict[str, Any], encoder: PromptEncoder) -> int:
+    chat = [*row["messages"], {"role": "user", "content": row["question"]}]
+    prompt = encode_messages(encoder.tokenizer, chat, add_generation_prompt=True)
+    return len(prompt.input_ids) + len(row["answer_ids"])
+
+
+def _question(row: dict[str, Any]) -> Question:
+    asked = {"role": "user", "content": row["question"]}
+    return Question(row["question_id"], row["paper_id"], [asked], [row["answer"]])

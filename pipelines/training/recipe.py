@@ -1,0 +1,65 @@
+"""What training has to know of each kind of adapter: its episodes, its model and loss, its batches, its files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipelines.backbones.prepared import load_tokenizer, read_record
+from pipelines.config import Cell, Config
+from pipelines.data.shards import open_episodes
+from pipelines.run.layout import Layout
+from pipelines.training.batches import EpisodeBatch
+
+
+class Recipe(ABC):
+    """One cell's training, apart from the loop."""
+
+    has_memory = False
+    """Whether the objective has a ``memory_effect`` to measure."""
+
+    def __init__(self, config: Config, cell: Cell):
+        layout = Layout(config)
+        self.config, self.cell = config, cell
+        self.folder = layout.backbone(cell.backbone_name)
+        self.data = layout.data(cell.backbone_name, "train")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def backbone_config(self) -> PreTrainedConfig:
+        return AutoConfig.from_pretrained(self.folder, local_files_only=True)
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """The backbone's name and revision, as adapter files give them."""
+        name = getattr(self.cell.backbone, "id", self.cell.backbone_name)
+        return {"base_model_name_or_path": name, "revision": read_record(self.folder)["revision"]}
+
+    def episodes(self) -> tuple[pa.Table, dict[str, Any]]:
+        """The rows to train on, and what the training record has to say about those that aren't."""
+        return open_episodes(self.data), {}
+
+    @abstractmethod
+    def objective(self, base: PreTrainedModel) -> nn.Module:
+        """The loss of a batch as a module whose parameters are exactly the adapter's, named ``adapter.…``."""
+
+    @abstractmethod
+    def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
+        """Tensors of some groups of rows, for the objective."""
+
+    @abstractmethod
+    def metrics(self, result: Any) -> dict[str, Tensor]:
+        """Scalars by the names of the curve's columns, from what the objective returned; "loss" is minimised."""
+
+    @abstractmethod
+    def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        """Writes the adapter's files from float32 weights named as the objective's, without ``adapter.``."""

@@ -1,0 +1,283 @@
+"""The configuration: what it accepts, what it resolves to, and what it says to mistakes."""
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.config import Config, config_hash, load_config, resolve_config
+from pipelines.config.adapter import THIRDS, adapter_config
+from pipelines.config.errors import ConfigError
+from pipelines.config.json_schema import SCHEMA_FILE, schema_text
+from pipelines.run import parts
+from tests.paths import PROJECT
+
+CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
+
+
+def settings(**changes) -> dict:
+    """A small valid configuration; ``section__key=value`` changes one key of it."""
+    base = {
+        "name": "small",
+        "backbones": {"b": {"source": "hub", "id": "someone/model"}},
+        "strategies": {"s": {"adapter": {"strategy": "tsw"}}},
+        "benchmarks": ["qasper"],
+        "data": {"source": "generated"},
+        "train": {},
+        "evaluate": {},
+    }
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        inside = base
+        for section in sections:
+            inside = inside.setdefault(section, {})
+        inside[key] = value
+    return base
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_resolves_and_stands_alone(path, tmp_path, monkeypatch):
+    config = load_config(path)
+    assert config.name == path.stem
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resolved.json").write_text(config.to_json())
+    monkeypatch.setattr("pipelines.config.files.PROJECT_ROOT", tmp_path)
+    assert load_config("resolved.json") == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_fits_the_schema(path):
+    jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(SCHEMA_FILE.read_text()))
+
+
+def test_the_schema_file_is_in_step():
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), "run python -m pipelines.config.json_schema"
+
+
+def test_the_papers_recipe():
+    config = load_config(PROJECT / "configs/paper.yaml")
+    assert len(parts.cells(config)) == 3 * (3 + 2)
+    assert set(config.benchmarks) >= {"locomo", "hotpotqa", "ifeval", "gpqa_diamond", "memory_agent_bench"}
+    untrained = {name for name, strategy in config.strategies.items() if not strategy.trained}
+    assert untrained == {"bm25", "llmlingua2", "memory_bank"}
+    train = config.cell("qwen3-8b", "msw", 42).train
+    assert (train.learning_rate, train.batch_size, train.epochs, train.max_steps) == (2e-4, 32, 1, None)
+    assert (train.warmup_ratio, train.weight_decay, train.gradient_clipping) == (0.1, 0.0, 1.0)
+    assert (train.schedule, train.precision, train.num_workers) == ("cosine", "bfloat16", 8)
+    assert (train.write_penalty, train.write_target) == (0.01, 0.05)
+    assert (config.data.max_written_tokens, config.data.max_read_tokens) == (8192, 512)
+    assert config.data.overlong == "drop"
+    zero = train.deepspeed["zero_optimization"]
+    assert (zero["stage"], zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (2, 5e8, 5e8)
+    assert zero["overlap_comm"] and zero["contiguous_gradients"] and zero["reduce_scatter"]
+
+
+def test_the_evidence_table():
+    config = load_config(PROJECT / "configs/evidence_table.yaml")
+    assert len(parts.cells(config)) == 5 * 2
+    asked = parts.evaluations(config)
+    # seven benchmarks; the two baselines that change the history have nothing to do on IFEval
+    assert len(asked) == len(set(asked)) == 7 + 2 * 6 + 10 * 7
+    assert {strategy for _, strategy, _, name in asked if name == "ifeval"} == {
+        "frozen", "tsw", "ssw", "msw", "context2lora", "lora_without_context"
+    }  # fmt: skip
+    assert config.benchmarks["ttl_trec_coarse"].shots == 400  # as its file says, with the data from elsewhere
+
+
+def test_a_strategys_overrides_hold_in_its_cells_alone():
+    changed = {"adapter": {"strategy": "ssw"}, "train": {"learning_rate": "5e-3", "max_steps": 7}}
+    config = resolve_config(settings(strategies__t=changed, train__epochs=3), "here")
+    assert config.cell("b", "t", 42).train.learning_rate == 5e-3
+    assert config.cell("b", "t", 42).train.epochs == 3
+    assert config.cell("b", "s", 42).train == config.train
+    with pytest.raises(ConfigError, match="strategies: 'x' is not among s, t"):
+        config.cell("b", "x", 42)
+    with pytest.raises(ConfigError, match="seeds: 1 is not among"):
+        config.cell("b", "s", 1)
+
+
+MISTAKES = [
+    ({"train__learning_rate": "fast"}, "here: train.learning_rate: expected a number, got 'fast'"),
+    ({"train__learning_rate": 0}, "here: train.learning_rate: expected greater than 0, got 0"),
+    ({"train__learning_rate": float("inf")}, "here: train.learning_rate: expected a finite number"),
+    ({"train__lerning_rate": 1}, "here: train.lerning_rate: unknown key; did you mean 'learning_rate'?"),
+    ({"train__max_steps": 1.5}, "here: train.max_steps: expected an integer, got 1.5"),
+    ({"train__epochs": True}, "here: train.epochs: expected an integer, got True"),
+    ({"train__use_gpu": "yes"}, "here: train.use_gpu: expected a boolean, got 'yes'"),
+    ({"train__deepspeed": "nowhere.json"}, "nowhere.json: can't read this file"),
+    ({"train": 3}, "here: train: expected keys with values, got 3"),
+    ({"regster": {}}, "here: regster: unknown key; did you mean 'register'?"),
+    (
+        {"register__champion_metrc": "x"},
+        "register.champion_metrc: unknown key; did you mean 'champion_metric'",
+    ),
+    ({"register__champion_metric": "x/nll"}, "register.champion_metric: benchmark 'x' is not among qasper"),
+    ({"data__source": "files"}, "here: data: source 'files' needs train_files and eval_files"),
+    (
+        {"data__generated__train_paper": 1},
+        "data.generated.train_paper: unknown key; did you mean 'train_papers'?",
+    ),
+    ({"backbones__b__dtype": "int8"}, "backbones.b.dtype: expected 'float32', 'bfloat16' or 'float16'"),
+    ({"backbones__b__idd": "x"}, "here: backbones.b.idd: unknown key; did you mean 'id'?"),
+    ({"backbones__b": {"id": "x"}}, "backbones.b: the key 'source' is required"),
+    ({"backbones__b__source": "web"}, "backbones.b: 'source' expected one of 'hub', 'local'"),
+    ({"backbones": ["qwen3-4b"]}, "no file configs/backbones/qwen3-4b.yaml for 'qwen3-4b'"),
+    ({"backbones": []}, "here: backbones: "),
+    ({"strategies": ["tsx"]}, "configs/strategies/tsx.yaml for 'tsx'; did you mean 'tsw'?"),
+    ({"strategies": ["tsw", "tsw"]}, "here: strategies: 'tsw' is listed twice"),
+    ({"strategies__s__adapter": {"rnk": 4}}, "strategies.s.adapter: unknown .*'rnk'; did you mean 'rank'?"),
+    ({"strategies__s": {"from": "tsx"}}, "configs/strategies/tsx.yaml for 'tsx'; did you mean 'tsw'?"),
+    ({"strategies__s": {"from": 3}}, "strategies: 'from' expects the name of a file in configs/strategies, got 3"),
+    (
+        {"strategies__s": {"from": "tsw", "adaptr": {}}},
+        "here (from configs/strategies/tsw.yaml): strategies.s.adaptr: unknown key; did you mean 'adapter'?",
+    ),
+    ({"strategies__s__adapter": {"layers": "first"}}, "strategies.s.adapter: layers must be .* first_third"),
+    ({"evaluate__gpus": 0.3}, "evaluate.gpus: expected whole GPUs or an even share of one (0.5, 0.33, 0.25, … down"),
+    ({"train__gpus_per_worker": 0.25}, "here: train: 8 workers with gpus_per_worker 0.25 would share GPUs, which NCCL"),
+    ({"strategies__s__adapter": {"strategy": "xsw"}}, "strategies.s.adapter: strategy must be one of"),
+    ({"strategies__s__train": {"seed": 1}}, "here: strategies.s.train.seed: unknown key"),
+    ({"strategies__frozen": {"adapter": {}}}, "strategies.frozen: this name is kept"),
+    ({"benchmarks": {"q": {"kind": "qasper"}}}, "benchmarks.q.version: this key is required"),
+    ({"benchmarks": ["qaspr"]}, "configs/benchmarks/qaspr.yaml for 'qaspr'; did you mean 'qasper'?"),
+    ({"evaluate__conditions": ["none", "all"]}, "evaluate.conditions.1: expected 'none', 'state'"),
+    ({"evaluate__conditions": ["none", "none"]}, "evaluate.conditions: expected every value once"),
+    ({"seeds": [1, 1]}, "here: seeds: expected every value once"),
+    ({"name": "a/b"}, "here: name: String should match pattern"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), MISTAKES, ids=lambda value: "-".join(value) if isinstance(value, dict) else ""
+)
+def test_a_mistake_is_named_with_key_file_and_reason(changes, message):
+    with pytest.raises(ConfigError) as error:
+        resolve_config(settings(**changes), "here")
+    if ".*" in message:
+        assert error.match(message.replace("?", r"\?"))
+    else:
+        assert message in str(error.value)
+
+
+def test_a_mistake_in_a_named_file_names_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "configs/strategies"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("adaptr: {strategy: tsw}\n")
+    with pytest.raises(ConfigError) as error:
+        resolve_config(settings(strategies=["mine"]), "here")
+    assert "configs/strategies/mine.yaml: strategies.mine.adaptr: unknown key; did you mean 'adapter'?" in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.yaml", "name: [", "c.yaml: not valid YAML"),
+        ("c.json", "{", "c.json: not valid JSON"),
+        ("c.yaml", "- 1", "c.yaml: expected keys with values, got list"),
+        ("c.yaml", "", "c.yaml: expected keys with values, got NoneType"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / name)
+
+
+def test_an_entry_can_be_a_files_with_keys_of_its_own():
+    strategies = {
+        "q": {"from": "ssw", "adapter": {"steer": ["q"]}, "train": {"max_steps": 3}},
+        "own": {"adapter": {"strategy": "msw"}},
+    }
+    benchmarks = {"qasper": {"from": "qasper", "version": 7}}
+    config = resolve_config(settings(strategies=strategies, benchmarks=benchmarks), "here")
+    assert config.strategies["q"].adapter == {"strategy": "ssw", "segment": "message", "steer": ["q"]}
+    assert config.cell("b", "q", 42).train.max_steps == 3
+    assert config.strategies["own"].adapter == {"strategy": "msw"}
+    assert (config.benchmarks["qasper"].kind, config.benchmarks["qasper"].version) == ("qasper", 7)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accepted"),
+    [(1, True), (2, True), (0.5, True), (0.33, True), (0.125, True), (0.0625, True), ("1e0", True)]
+    + [(0.3, False), (1.5, False), (0, False), (-1, False), (0.01, False), (float("nan"), False), ("all", False)],
+)
+def test_gpus_are_whole_or_an_even_share_of_one(gpus, accepted):
+    for section, key in (("train", "gpus_per_worker"), ("evaluate", "gpus")):
+        changes = {f"{section}__{key}": gpus, "train__num_workers": 1}
+        if accepted:
+            assert getattr(getattr(resolve_config(settings(**changes), "here"), section), key) == float(gpus)
+        else:
+            with pytest.raises(ConfigError, match=f"here: {section}.{key}: expected"):
+                resolve_config(settings(**changes), "here")
+
+
+def test_thirds_of_a_backbones_layers():
+    thirds = [adapter_config({"layers": name}, 36).layers for name in THIRDS]
+    assert thirds == [tuple(range(12)), tuple(range(12, 24)), tuple(range(24, 36))]
+    for depth in range(3, 50):
+        thirds = [adapter_config({"layers": name}, depth).layers for name in THIRDS]
+        assert sum(thirds, ()) == tuple(range(depth))
+        assert max(map(len, thirds)) - min(map(len, thirds)) <= 1
+    assert adapter_config({"layers": [0, 2]}, 36).layers == (0, 2)
+    assert adapter_config({}, 36).layers is None
+
+
+def test_every_mistake_is_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        resolve_config(settings(train__epochs=0, evaluate__batch_size="many"), "here")
+    assert "train.epochs" in str(error.value) and "evaluate.batch_size" in str(error.value)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=8), inside, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    section=st.sampled_from(["train", "data", "evaluate", "register", "report", "backbones", "strategies", "seeds"]),
+    key=st.sampled_from(["learning_rate", "source", "batch_size", "epochs", "b", "deepspeed", ""]),
+    value=values,
+)
+def test_no_input_makes_anything_but_a_config_or_a_config_error(section, key, value):
+    for content in (value, {key: value}):
+        try:
+            assert isinstance(resolve_config(settings(**{section: content}), "here"), Config)
+        except ConfigError as error:
+            assert "here" in str(error) or "read this file" in str(error)
+
+
+def test_hashes_see_values_and_not_their_order():
+    assert config_hash({"a": 1, "b": [1, 2]}) == config_hash({"b": [1, 2], "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+    config = resolve_config(settings(), "here")
+    assert config_hash(config) == config_hash(resolve_config(settings(), "there"))
+
+
+def test_parts_hold_what_their_stage_depends_on():
+    before = resolve_config(settings(), "here")
+    cell = ("b", "s", 42)
+    ways = {
+        "train__checkpoint_every": 3,
+        "train__ray_address": "auto",
+        "train__gpus_per_worker": 2,
+        "data__processes": 1,
+        "evaluate__gpus": 2,
+    }
+    after = resolve_config(settings(**ways), "here")
+    assert parts.train(before, *cell) == parts.train(after, *cell)
+    assert parts.preprocess(before) == parts.preprocess(after)
+    assert parts.evaluate(before, "s", "qasper") == parts.evaluate(after, "s", "qasper")
+
+    other = resolve_config(settings(train__write_penalty=0.5, data__overlong="truncate"), "here")
+    assert parts.train(before, *cell) != parts.train(other, *cell)
+    assert parts.preprocess(before) != parts.preprocess(other)
+    files = resolve_config(settings(data__train_files=["a.json"]), "here")
+    assert parts.preprocess(before) == parts.preprocess(files), "generated papers don't come from files"

@@ -1,0 +1,104 @@
+"""The order of episodes and their tensors: fixed, complete, and the same for any number of workers."""
+
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.config import Train
+from pipelines.errors import StageError
+from pipelines.training.batches import Schedule, collate, cut_evenly
+from pipelines.training.learning_rate import learning_rate
+from tests.pipelines.training.episodes import episodes
+
+
+def train(**values):
+    return Train.model_validate({"batch_size": 4, "micro_batch_size": 1, "num_workers": 2, **values})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    st.sampled_from([(1, 1), (2, 2), (4, 1)]),
+    st.integers(1, 3),
+    st.integers(0, 99),
+)
+def test_an_epoch_asks_every_question_and_workers_only_share_it_out(counts, shape, per_write, seed):
+    workers, micro = shape
+    options = train(batch_size=4 * per_write, micro_batch_size=micro * per_write, questions_per_write=per_write)
+    table = episodes(counts, width=lambda paper: 3 + paper % 4)
+    schedule, alone = Schedule(table, options, seed, workers), Schedule(table, options, seed, 1)
+    seen = []
+    for step in range(schedule.steps):
+        dealt = [schedule.micro_batches(step, rank) for rank in range(workers)]
+        assert {len(batches) for batches in dealt} == {schedule.accumulation}
+        groups = sorted(group for batches in dealt for batch in batches for group in batch.groups)
+        assert groups == sorted(group for batch in alone.micro_batches(step, 0) for group in batch.groups)
+        shares = [batch.weight / sum(map(len, batch.groups)) for batches in dealt for batch in batches]
+        assert shares == pytest.approx([shares[0]] * len(shares))  # every question counts alike
+        assert sum(batch.weight for batches in dealt for batch in batches) == pytest.approx(len(shares))
+        seen += [row for group in groups for row in group]
+    assert set(seen) == set(range(len(table)))
+    assert schedule.micro_batches(0, 0) == Schedule(table, options, seed, workers).micro_batches(0, 0)
+
+
+def test_the_papers_epoch_has_seventy_steps():
+    """2,219 episodes, 8 GPUs × batch 1 × accumulation 4 (paper, Training recipe)."""
+    schedule = Schedule(episodes([1] * 2219), Train(), 42, 8)
+    assert (schedule.steps, schedule.accumulation) == (70, 4)
+
+
+def test_batches_that_cannot_be_dealt_out_and_empty_data_are_errors():
+    with pytest.raises(StageError, match="can't be dealt to 3 workers"):
+        Schedule(episodes([1] * 9), train(), 0, 3)
+    with pytest.raises(StageError, match="no training episodes"):
+        Schedule(episodes([]), train(), 0, 2)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.data())
+def test_no_other_cut_makes_the_largest_micro_batch_smaller(lengths, data):
+    lengths.sort()
+    parts = data.draw(st.integers(1, len(lengths)))
+
+    def largest(cuts):
+        return max((b - a) * lengths[b - 1] for a, b in pairwise(cuts))
+
+    cuts = cut_evenly(lengths, parts)
+    assert len(cuts) == parts + 1 and cuts[0] == 0 and cuts[-1] == len(lengths) and sorted(set(cuts)) == cuts
+    others = ([0, *inner, len(lengths)] for inner in combinations(range(1, len(lengths)), parts - 1))
+    assert largest(cuts) == min(map(largest, others))
+
+
+def test_collate_pads_on_the_right_and_knows_where_answers_stand():
+    table = episodes([3, 1], width=lambda paper: 4 + paper)
+    batch = collate(table, [[0, 1, 2], [3]], pad_id=0)
+    assert batch.context_ids.tolist() == [[3, 4, 5, 6, 0], [3, 4, 5, 6, 7]]
+    assert batch.context_mask.tolist() == [[True] * 4 + [False], [True] * 5]
+    assert batch.segment_ids.tolist() == [[0, 0, 0, 0, -1], [0] * 5]
+    assert batch.input_ids.tolist() == [[7, 8, 0, 0], [7, 7, 8, 9], [7, 7, 7, 8], [7, 8, 0, 0]]
+    assert batch.owner.tolist() == [0, 0, 0, 1]
+    assert batch.answer_rows.tolist() == [0, 1, 1, 2, 3] and batch.answer_columns.tolist() == [0, 1, 2, 2, 0]
+    assert batch.answer_ids.tolist() == [8, 8, 9, 8, 8]
+    assert torch.equal(batch.input_ids[batch.answer_rows, batch.answer_columns + 1], batch.answer_ids)
+    assert batch.answer_weights.tolist() == pytest.approx([1 / 4, 1 / 8, 1 / 8, 1 / 4, 1 / 4])
+    assert batch.tokens == 4 + 5 + 2 + 4 + 4 + 2
+    assert collate(table, [[0, 1]], pad_id=0).context_mask is None
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero_as_transformers_does():
+    from transformers import get_cosine_schedule_with_warmup
+
+    options = Train(learning_rate=3e-4, warmup_ratio=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    reference = get_cosine_schedule_with_warmup(optimizer, 7, 70)
+    for step in range(70):
+        assert learning_rate(options, step, 70) == pytest.approx(reference.get_last_lr()[0], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+def test_a_batch_knows_whose_its_contexts_are():
+    table = episodes([2, 1, 3])
+    assert collate(table, [[0, 1], [2], [3, 4]], 0).papers == ["p0", "p1", "p2"]

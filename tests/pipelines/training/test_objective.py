@@ -1,0 +1,83 @@
+"""What training measures of the memory besides its loss."""
+
+import pytest
+import torch
+
+from deltamem import DeltaMemConfig, get_delta_mem_model
+from pipelines.training.batches import collate
+from pipelines.training.objective import MemoryObjective
+from tests.pipelines.training.episodes import episodes
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Three papers of different texts, of two questions, one and three."""
+    return episodes([2, 1, 3], width=lambda paper: 6 + 3 * paper)
+
+
+@pytest.fixture(params=["tsw", "ssw", "msw"])
+def objective(tiny_model, request):
+    torch.manual_seed(0)
+    model = get_delta_mem_model(
+        tiny_model("qwen3", "sdpa"), DeltaMemConfig(strategy=request.param, alpha=1600)
+    )  # an effect to see
+    return MemoryObjective(model, 0.01, 0.05)
+
+
+@pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])
+def test_questions_are_written_as_they_are_read(tiny_model, table, strategy):
+    torch.manual_seed(0)
+    model = get_delta_mem_model(tiny_model("qwen3", "sdpa"), DeltaMemConfig(strategy=strategy, alpha=1600))
+    batch = collate(table, [[3], [4], [5]], 0)  # questions of one, two and three tokens
+    read, written = (MemoryObjective(model, 0.0, 0.05, writes)(batch).answer_nll for writes in (False, True))
+    nll = []
+    for row in (3, 4, 5):
+        alone = collate(table, [[row]], 0)
+        memory = model.write(alone.context_ids, segment_ids=alone.segment_ids)
+        segments = torch.zeros_like(alone.input_ids)
+        logits = model(alone.input_ids, memory=memory, write=True, segment_ids=segments).logits[0]
+        nll.append(torch.nn.functional.cross_entropy(logits[alone.answer_columns], alone.answer_ids))
+    torch.testing.assert_close(written, torch.stack(nll).mean(), atol=1e-5, rtol=1e-4)
+    assert ((written - read).abs() > 1e-4) == (strategy != "ssw")
+
+
+def by_definition(objective, table, pairs):
+    """Mean over questions of NLL(memory of the second paper) - NLL(memory of the first); one question at a time."""
+    (model,) = objective.model
+    differences = []
+    with torch.no_grad():
+        for question, other in pairs:
+            batch, wrong = collate(table, [[question]], 0), collate(table, [[other]], 0)
+            nll = []
+            for source in (batch, wrong):
+                memory = model.write(source.context_ids, segment_ids=source.segment_ids)
+                logits = model(batch.input_ids, memory=memory, write=False).logits[0, batch.answer_columns]
+                nll.append(torch.nn.functional.cross_entropy(logits, batch.answer_ids))
+            differences.append(nll[1] - nll[0])
+    return torch.stack(differences).mean()
+
+
+def test_memory_effect_is_its_definition(objective, table):
+    # papers in the order of their contexts: 0, 1, 2; each is read with the next one's memory
+    pairs = [(0, 2), (1, 2), (2, 3), (3, 0), (4, 0), (5, 0)]
+    whole = [(collate(table, [[0, 1], [2], [3, 4, 5]], 0), 1.0)]
+    # the same in micro-batches of one context: the weights are the questions' shares
+    alone = [([0, 1], 1.0), ([2], 0.5), ([3, 4, 5], 1.5)]
+    apart = [(collate(table, [group], 0), weight) for group, weight in alone]
+    expected = by_definition(objective, table, pairs)
+    assert expected.abs() > 1e-3
+    for batches in (whole, apart):
+        torch.testing.assert_close(objective.memory_effect(batches), expected, atol=1e-5, rtol=1e-3)
+    assert all(p.grad is None for p in objective.parameters())
+
+
+def test_a_paper_s_own_other_questions_are_no_other_paper(objective, table):
+    groups = [[0], [1], [2]]  # the first two contexts are one paper's
+    expected = by_definition(objective, table, [(0, 2), (1, 2), (2, 0)])
+    torch.testing.assert_close(
+        objective.memory_effect([(collate(table, groups, 0), 1.0)]), expected, atol=1e-5, rtol=1e-3
+    )
+
+
+def test_one_paper_alone_has_no_effect_to_measure(objective, table):
+    assert objective.memory_effect([(collate(table, [[3], [4]], 0), 1.0)]).isnan()
