@@ -15,7 +15,9 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from deltamem.adapters import files as adapter_files
+from deltamem.adapters.files import load_adapter, save_adapter
+from deltamem.adapters.locate import locate
+from deltamem.adapters.tensors import collect_tensors, fill_layers
 from deltamem.backbone.acceleration import keep_products
 from deltamem.backbone.decoder import find_decoder
 from deltamem.backbone.generation import GenerationMemory, attach_to_cache, insert_call, new_cache
@@ -251,9 +253,9 @@ class DeltaMemModel(nn.Module):
         Raises:
             AdapterFormatError: the folder is malformed or doesn't fit the backbone; the message names the tensor.
         """
-        config, tensors = adapter_files.load_adapter(adapter_files.locate(path))
+        config, tensors = load_adapter(locate(path))
         model = cls(base_model, config)
-        adapter_files.fill_layers(model.memory_layers, tensors, config, str(path))
+        fill_layers(model.memory_layers, tensors, config, str(path))
         if not is_trainable:
             model.requires_grad_(False).eval()
             for _, layer in model._layers():
@@ -263,8 +265,8 @@ class DeltaMemModel(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write adapter_config.json, adapter_model.safetensors and a model card; never the backbone."""
-        tensors = adapter_files.collect_tensors(self.memory_layers.state_dict(), self.config)
-        adapter_files.save_adapter(Path(path), self.config, tensors)
+        tensors = collect_tensors(self.memory_layers.state_dict(), self.config)
+        save_adapter(Path(path), self.config, tensors)
 
     def print_trainable_parameters(self) -> None:
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)

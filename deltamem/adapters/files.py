@@ -37,7 +37,7 @@ def load_adapter(folder: Path) -> tuple[DeltaMemConfig, dict[str, Tensor]]:
         AdapterFormatError: no adapter there, or a malformed one.
     """
     if (folder / CONFIG_FILE).is_file():
-        header = read_json(folder / CONFIG_FILE)
+        header = _read_json(folder / CONFIG_FILE)
         if header.pop("format", None) != FORMAT:
             raise AdapterFormatError(f"{folder / CONFIG_FILE} is not a δ-mem adapter (its 'format' is not {FORMAT!r})")
         version = header.pop("format_version", None)
@@ -54,15 +54,16 @@ def load_adapter(folder: Path) -> tuple[DeltaMemConfig, dict[str, Tensor]]:
             return config, load_file(weights)
         except SafetensorError as error:
             raise AdapterFormatError(f"{weights} is not a readable safetensors file: {error}") from error
-    if (folder / public_release.CONFIG_FILE).is_file():
-        return public_release.read(folder)
+    public_config = folder / public_release.CONFIG_FILE
+    if public_config.is_file():
+        return public_release.read(folder, _read_json(public_config))
     raise AdapterFormatError(
         f"{folder} holds no adapter: neither {CONFIG_FILE} (this project) nor {public_release.CONFIG_FILE} "
         "(the public release)"
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

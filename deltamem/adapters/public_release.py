@@ -6,6 +6,7 @@ read with ``weights_only=True``: a pickle that holds anything but tensors is ref
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 from pathlib import Path
@@ -53,17 +54,18 @@ READ = {
 }  # fmt: skip
 
 
-def read(folder: Path) -> tuple[DeltaMemConfig, dict[str, Tensor]]:
+def read(folder: Path, values: dict[str, Any]) -> tuple[DeltaMemConfig, dict[str, Tensor]]:
     """Read a folder in the public format.
+
+    Args:
+        values: what its delta_mem_config.json holds.
 
     Parameters of heads that are not steered exist in the format, are zero and untrained; they are left out.
 
     Raises:
         AdapterFormatError: missing file, pickle with code in it, unsupported option (named), tensors that don't fit.
     """
-    from deltamem.adapters.files import read_json
-
-    config = config_from_public(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    config = config_from_public(values, str(folder / CONFIG_FILE))
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise AdapterFormatError(f"{folder} has no {WEIGHTS_FILE}")
@@ -90,8 +92,6 @@ def write(folder: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]) -> N
     Args:
         tensors: as :func:`deltamem.adapters.tensors.collect_tensors` names them.
     """
-    import json
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_public(config), indent=2) + "\n", encoding="utf-8")
     torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)

@@ -1,4 +1,4 @@
-"""TODO deltamem/adapters/tensors.py."""
+"""The tensors of an adapter: their names in the files, from the layers' parameters and back."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""TODO deltamem/chat/messages.py."""
+"""A chat's messages, and what becomes of them for a model."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 Message = dict[str, str]
+"""{"role": "system", "user" or "assistant", "content": text}."""
 
 
 class EncodedMessages(NamedTuple):

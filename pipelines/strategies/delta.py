@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.adapters import files as adapter_files
+from deltamem.adapters.files import save_adapter
+from deltamem.adapters.tensors import collect_tensors
 from pipelines.config.adapter import adapter_config
 from pipelines.training.batches import EpisodeBatch, collate
 from pipelines.training.objective import EpisodeLoss, MemoryObjective
@@ -38,7 +39,7 @@ class DeltaRecipe(Recipe):
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         settings = replace(self._settings, **self.origin)
-        adapter_files.save_adapter(folder, settings, adapter_files.collect_tensors(tensors, settings))
+        save_adapter(folder, settings, collect_tensors(tensors, settings))
 
     @property
     def _settings(self) -> DeltaMemConfig:

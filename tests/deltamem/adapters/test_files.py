@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from deltamem import DeltaMemConfig, DeltaMemModel, get_delta_mem_model
 from deltamem.adapters import files as adapter_files
 from deltamem.adapters import public_release
+from deltamem.adapters.tensors import collect_tensors
 from deltamem.errors import AdapterFormatError
 
 IDS = torch.tensor([[5, 9, 20, 33, 7, 8]])
@@ -40,7 +41,7 @@ def write_folder(model, path, kind):
     if kind == "ours":
         model.save_pretrained(path)
     else:
-        tensors = adapter_files.collect_tensors(model.memory_layers.state_dict(), model.config)
+        tensors = collect_tensors(model.memory_layers.state_dict(), model.config)
         public_release.write(path, model.config, tensors)
 
 
@@ -82,7 +83,7 @@ def test_an_adapter_loaded_for_use_takes_the_backbones_dtype_and_is_frozen(tiny_
 
 def test_unsteered_heads_of_the_public_format_are_dropped_if_zero(tiny_model, tmp_path):
     model = trained(tiny_model)
-    tensors = adapter_files.collect_tensors(model.memory_layers.state_dict(), model.config)
+    tensors = collect_tensors(model.memory_layers.state_dict(), model.config)
     extra = {f"model.layers.{i}.self_attn.delta_k_proj": torch.zeros(16, 8) for i in range(3)}
     public_release.write(tmp_path, model.config, {**tensors, **extra})
     assert torch.equal(logits(DeltaMemModel.from_pretrained(tiny_model("qwen3"), tmp_path)), logits(model))
