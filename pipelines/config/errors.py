@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pipelines.errors import StageError
 
 
-class ConfigError(StageError):
-    """A configuration that can't be used."""
+class RunConfigError(StageError):
+    """A configuration of a run that can't be used; one adapter's settings raise the library's ConfigError."""
 
 
 def describe(

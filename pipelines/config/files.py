@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.config.errors import ConfigError
+from pipelines.config.errors import RunConfigError
 
 NAMED_KINDS = ("backbones", "strategies", "benchmarks")
 """Keys whose entries are kept one a file in ``configs/<kind>/<name>.yaml``."""
@@ -19,18 +19,18 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file. Raises ConfigError when it is missing, broken or something else."""
+    """The mapping in a YAML or JSON file. Raises RunConfigError when it is missing, broken or something else."""
     found = path if path.is_absolute() or path.exists() else PROJECT_ROOT / path
     try:
         text = found.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't read this file ({error})") from None
+        raise RunConfigError(f"{path}: can't read this file ({error})") from None
     try:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
+        raise RunConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys with values, got {type(content).__name__}")
+        raise RunConfigError(f"{path}: expected keys with values, got {type(content).__name__}")
     return content
 
 
@@ -62,9 +62,9 @@ def _named(kind: str, names: list[Any], where: str) -> dict[str, Any]:
     """The entries that a list of names stands for."""
     for number, name in enumerate(names):
         if not isinstance(name, str):
-            raise ConfigError(f"{where}: {kind}: expected names of files in configs/{kind}, got {name!r}")
+            raise RunConfigError(f"{where}: {kind}: expected names of files in configs/{kind}, got {name!r}")
         if name in names[:number]:
-            raise ConfigError(f"{where}: {kind}: {name!r} is listed twice")
+            raise RunConfigError(f"{where}: {kind}: {name!r} is listed twice")
     return {name: {"from": name} for name in names}
 
 
@@ -78,11 +78,11 @@ def _laid_over(entry: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry_file(kind: str, name: Any, where: str) -> Path:
     if not isinstance(name, str):
-        raise ConfigError(f"{where}: {kind}: 'from' expects the name of a file in configs/{kind}, got {name!r}")
+        raise RunConfigError(f"{where}: {kind}: 'from' expects the name of a file in configs/{kind}, got {name!r}")
     own = Path("configs") / kind / f"{name}.yaml"
     if own.exists() or (PROJECT_ROOT / own).exists():
         return own
     known = sorted({path.stem for root in (Path(), PROJECT_ROOT) for path in (root / "configs" / kind).glob("*.yaml")})
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-    raise ConfigError(f"{where}: {kind}: no file {own} for {name!r}; {hint}")
+    raise RunConfigError(f"{where}: {kind}: no file {own} for {name!r}; {hint}")

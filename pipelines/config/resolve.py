@@ -24,7 +24,7 @@ from pydantic import (
 from pipelines.config.adapter import THIRDS, adapter_config
 from pipelines.config.backbones import Backbone
 from pipelines.config.benchmarks import BenchmarkSettings
-from pipelines.config.errors import ConfigError, describe
+from pipelines.config.errors import RunConfigError, describe
 from pipelines.config.files import NAMED_KINDS, merge_named_entries, read_mapping
 from pipelines.config.sections import Data, Evaluate, Register, Report, Train
 from pipelines.config.strategies import (
@@ -52,20 +52,20 @@ class Config(Section):
     report: Report = Field(default_factory=Report)
 
     def cell(self, backbone: str, strategy: str, seed: int) -> Cell:
-        """One training cell. Raises ConfigError for a name or seed that this configuration doesn't have."""
+        """One training cell. Raises RunConfigError for a name or seed that this configuration doesn't have."""
         if seed not in self.seeds:
-            raise ConfigError(f"seeds: {seed} is not among {self.seeds}")
+            raise RunConfigError(f"seeds: {seed} is not among {self.seeds}")
         chosen = self.entry("strategies", strategy)
         if not chosen.trained:
-            raise ConfigError(f"strategies: {strategy!r} ({chosen.kind}) has nothing to train")
+            raise RunConfigError(f"strategies: {strategy!r} ({chosen.kind}) has nothing to train")
         train = Train.model_validate({**self.train.model_dump(), **chosen.train})
         return Cell(backbone, self.entry("backbones", backbone), strategy, chosen, seed, train)
 
     def entry(self, kind: str, name: str) -> Any:
-        """The backbone, strategy or benchmark of that name, or a ConfigError that lists the known ones."""
+        """The backbone, strategy or benchmark of that name, or a RunConfigError that lists the known ones."""
         known = getattr(self, kind)
         if name not in known:
-            raise ConfigError(f"{kind}: {name!r} is not among {', '.join(known)}")
+            raise RunConfigError(f"{kind}: {name!r} is not among {', '.join(known)}")
         return known[name]
 
     def to_json(self) -> str:
@@ -86,7 +86,7 @@ class Cell:
 
 
 def load_config(path: str | Path) -> Config:
-    """Reads a YAML or JSON configuration and resolves it. Raises ConfigError naming key, file and reason."""
+    """Reads a YAML or JSON configuration and resolves it. Raises RunConfigError naming key, file and reason."""
     return resolve_config(read_mapping(Path(path)), str(path))
 
 
@@ -96,30 +96,30 @@ def resolve_config(mapping: Mapping[str, Any], where: str) -> Config:
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(describe(error, Config, where, files)) from None
+        raise RunConfigError(describe(error, Config, where, files)) from None
     for name, strategy in config.strategies.items():
         _check_strategy(config, name, strategy, files.get(("strategies", name), where))
     benchmark = config.registry.champion_metric.split("/")[0]
     if benchmark not in config.benchmarks:
         known = ", ".join(config.benchmarks)
-        raise ConfigError(f"{where}: register.champion_metric: benchmark {benchmark!r} is not among {known}")
+        raise RunConfigError(f"{where}: register.champion_metric: benchmark {benchmark!r} is not among {known}")
     return config
 
 
 def _check_strategy(config: Config, name: str, strategy: Strategy, where: str) -> None:
     if name == FROZEN:
-        raise ConfigError(f"{where}: strategies.{name}: this name is kept for the frozen backbone; rename it")
+        raise RunConfigError(f"{where}: strategies.{name}: this name is kept for the frozen backbone; rename it")
     prefix = ("strategies", name)
     try:
         Train.model_validate({**config.train.model_dump(), **strategy.train})
     except ValidationError as error:
-        raise ConfigError(describe(error, Train, where, {}, (*prefix, "train"))) from None
+        raise RunConfigError(describe(error, Train, where, {}, (*prefix, "train"))) from None
     if not isinstance(strategy, DeltaStrategy):
         return
     try:
         adapter_config(strategy.adapter, len(THIRDS))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: strategies.{name}.adapter: {error}") from None
+        raise RunConfigError(f"{where}: strategies.{name}.adapter: {error}") from None
 
 
 def config_hash(part: Any) -> str:

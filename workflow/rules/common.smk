@@ -5,9 +5,9 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 
-from pipelines import parts
 from pipelines.config import resolve_config
 from pipelines.errors import StageError
+from pipelines.run import parts
 from pipelines.run.gpu_slots import WHOLE, thousandths, visible_gpus
 from pipelines.run.layout import Layout
 from pipelines.run.status import summary

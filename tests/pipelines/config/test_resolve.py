@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.config import Config, config_hash, load_config, resolve_config
 from pipelines.config.adapter import THIRDS, adapter_config
-from pipelines.config.errors import ConfigError
+from pipelines.config.errors import RunConfigError
 from pipelines.config.json_schema import SCHEMA_FILE, schema_text
 from pipelines.run import parts
 from tests.paths import PROJECT
@@ -93,9 +93,9 @@ def test_a_strategys_overrides_hold_in_its_cells_alone():
     assert config.cell("b", "t", 42).train.learning_rate == 5e-3
     assert config.cell("b", "t", 42).train.epochs == 3
     assert config.cell("b", "s", 42).train == config.train
-    with pytest.raises(ConfigError, match="strategies: 'x' is not among s, t"):
+    with pytest.raises(RunConfigError, match="strategies: 'x' is not among s, t"):
         config.cell("b", "x", 42)
-    with pytest.raises(ConfigError, match="seeds: 1 is not among"):
+    with pytest.raises(RunConfigError, match="seeds: 1 is not among"):
         config.cell("b", "s", 1)
 
 
@@ -154,7 +154,7 @@ MISTAKES = [
     ("changes", "message"), MISTAKES, ids=lambda value: "-".join(value) if isinstance(value, dict) else ""
 )
 def test_a_mistake_is_named_with_key_file_and_reason(changes, message):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(RunConfigError) as error:
         resolve_config(settings(**changes), "here")
     if ".*" in message:
         assert error.match(message.replace("?", r"\?"))
@@ -167,7 +167,7 @@ def test_a_mistake_in_a_named_file_names_that_file(tmp_path, monkeypatch):
     folder = tmp_path / "configs/strategies"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("adaptr: {strategy: tsw}\n")
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(RunConfigError) as error:
         resolve_config(settings(strategies=["mine"]), "here")
     assert "configs/strategies/mine.yaml: strategies.mine.adaptr: unknown key; did you mean 'adapter'?" in str(
         error.value
@@ -185,7 +185,7 @@ def test_a_mistake_in_a_named_file_names_that_file(tmp_path, monkeypatch):
 )
 def test_a_broken_file_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(RunConfigError, match=message):
         load_config(tmp_path / name)
 
 
@@ -213,7 +213,7 @@ def test_gpus_are_whole_or_an_even_share_of_one(gpus, accepted):
         if accepted:
             assert getattr(getattr(resolve_config(settings(**changes), "here"), section), key) == float(gpus)
         else:
-            with pytest.raises(ConfigError, match=f"here: {section}.{key}: expected"):
+            with pytest.raises(RunConfigError, match=f"here: {section}.{key}: expected"):
                 resolve_config(settings(**changes), "here")
 
 
@@ -229,7 +229,7 @@ def test_thirds_of_a_backbones_layers():
 
 
 def test_every_mistake_is_told_at_once():
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(RunConfigError) as error:
         resolve_config(settings(train__epochs=0, evaluate__batch_size="many"), "here")
     assert "train.epochs" in str(error.value) and "evaluate.batch_size" in str(error.value)
 
@@ -250,7 +250,7 @@ def test_no_input_makes_anything_but_a_config_or_a_config_error(section, key, va
     for content in (value, {key: value}):
         try:
             assert isinstance(resolve_config(settings(**{section: content}), "here"), Config)
-        except ConfigError as error:
+        except RunConfigError as error:
             assert "here" in str(error) or "read this file" in str(error)
 
 
