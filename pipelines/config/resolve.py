@@ -37,14 +37,21 @@ from pipelines.config.types import Name, Section, unique
 
 
 class Config(Section):
-    """A whole run. ``Config.cell`` gives one training cell with its strategy's overrides applied."""
+    """A whole run.
 
-    name: Name
-    results_dir: str = "results"
-    backbones: Annotated[dict[Name, Backbone], Field(min_length=1)]
-    strategies: Annotated[dict[Name, Strategy], Field(min_length=1)]
-    benchmarks: Annotated[dict[Name, BenchmarkSettings], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(unique)] = [42]
+    ``Config.cell`` gives one training cell with its strategy's overrides applied.
+    """
+
+    name: Name = Field(description="of the run's folder under results_dir")
+    results_dir: str = Field("results", description="folder of all runs, and of the MLflow store")
+    backbones: Annotated[dict[Name, Backbone], Field(min_length=1)] = Field(description="the frozen models")
+    strategies: Annotated[dict[Name, Strategy], Field(min_length=1)] = Field(
+        description="what is trained and compared: adapters and baselines"
+    )
+    benchmarks: Annotated[dict[Name, BenchmarkSettings], Field(min_length=1)] = Field(description="what is asked")
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(unique)] = Field(
+        [42], description="of the trainings: each strategy is trained once for each"
+    )
     data: Data
     train: Train = Field(default_factory=Train)
     evaluate: Evaluate = Field(default_factory=Evaluate)

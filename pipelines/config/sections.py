@@ -1,4 +1,4 @@
-"""TODO pipelines/config/sections.py."""
+"""The sections of a configuration: data, train, evaluate, register, report."""
 
 from __future__ import annotations
 
@@ -16,26 +16,32 @@ def _deepspeed_settings(value: Any) -> Any:
 
 
 class Generated(Section):
-    train_papers: Count = 96
-    eval_papers: Count = 24
-    facts_per_paper: Count = 6
-    seed: int = 0
+    """Papers made up for the run, about facts that nothing but having read them tells (source: generated)."""
+
+    train_papers: Count = Field(96, description="papers to train on")
+    eval_papers: Count = Field(24, description="papers to evaluate on; they don't change with train_papers")
+    facts_per_paper: Count = Field(6, description="facts in a paper, each with its question, and one question more")
+    seed: int = Field(0, description="of the facts drawn")
 
 
 class Data(Section):
-    source: Literal["generated", "files", "hub"]
+    """What adapters are trained on, and what the benchmark ``qasper`` asks about."""
+
+    source: Literal["generated", "files", "hub"] = Field(description="where the papers come from")
     train_files: list[str] = Field(default_factory=list, description="QASPER JSON files (source: files)")
     eval_files: list[str] = Field(default_factory=list, description="QASPER JSON files (source: files)")
-    hub_id: str = "allenai/qasper"
-    hub_revision: str | None = None
-    generated: Generated = Field(default_factory=Generated)
-    max_written_tokens: Count = 8192
-    max_read_tokens: Count = 512
-    max_train_questions: Count | None = None
-    max_eval_questions: Count | None = None
+    hub_id: str = Field("allenai/qasper", description="data set on the Hub (source: hub)")
+    hub_revision: str | None = Field(None, description="its branch, tag or commit; null: its Parquet conversion")
+    generated: Generated = Field(default_factory=Generated, description="how papers are made (source: generated)")
+    max_written_tokens: Count = Field(8192, description="tokens of a paper that go into the memory")
+    max_read_tokens: Count = Field(
+        512, description="tokens of a question with its answer; a longer one is dropped and named in the manifest"
+    )
+    max_train_questions: Count | None = Field(None, description="only the first so many questions; null: all")
+    max_eval_questions: Count | None = Field(None, description="only the first so many questions; null: all")
     overlong: Literal["drop", "truncate"] = Field("drop", description="papers longer than max_written_tokens")
-    shard_megabytes: Count = 64
-    processes: Count = 2
+    shard_megabytes: Count = Field(64, description="size of a file of tokenised episodes")
+    processes: Count = Field(2, description="processes that tokenise; the episodes are the same for any number")
 
     @model_validator(mode="after")
     def _files_present(self) -> Data:
@@ -45,18 +51,24 @@ class Data(Section):
 
 
 class Train(Section):
-    epochs: Count = 1
+    """How adapters are trained; the defaults are the paper's recipe. A strategy may set keys of its own."""
+
+    epochs: Count = Field(1, description="passes over the episodes")
     max_steps: Count | None = Field(None, description="optimiser steps after which training ends, epochs or not")
     batch_size: Count = Field(32, description="episodes per optimiser step, over all workers")
     micro_batch_size: Count = Field(1, description="episodes per worker and forward pass")
     questions_per_write: Count = Field(1, description="questions of one paper that share one written memory")
-    learning_rate: Number = Field(2e-4, gt=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_ratio: Number = Field(0.1, ge=0, lt=1)
-    weight_decay: Number = Field(0.0, ge=0)
-    gradient_clipping: Number = Field(1.0, gt=0)
-    write_penalty: Number = Field(0.01, ge=0)
-    write_target: Number = Field(0.05, ge=0, le=1)
+    learning_rate: Number = Field(2e-4, gt=0, description="of AdamW, after the warm-up")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up: falling to zero, or staying"
+    )
+    warmup_ratio: Number = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises from zero")
+    weight_decay: Number = Field(0.0, ge=0, description="of AdamW")
+    gradient_clipping: Number = Field(1.0, gt=0, description="norm to which a step's gradient is cut")
+    write_penalty: Number = Field(
+        0.01, ge=0, description="weight w of the penalty w · mean over layers of (mean write gate − write_target)²"
+    )
+    write_target: Number = Field(0.05, ge=0, le=1, description="write gate that the penalty draws to")
     write_questions: bool = Field(
         False, description="write questions as they are read, as chats do; the paper's recipe only reads them"
     )
@@ -65,7 +77,11 @@ class Train(Section):
         description="steps between two looks at what the right paper's memory is worth (in the curve; only where a "
         "worker's share of a step is of several papers); 0: never",
     )
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="what the backward pass computes again to save memory: nothing, all but matrix products and "
+        "attention, or everything",
+    )
     compile_backbone: bool = Field(
         False, description="compile the backbone's norms and MLPs: less time and memory a step, a slow first one"
     )
@@ -79,11 +95,13 @@ class Train(Section):
         description="DeepSpeed settings, or the path of a JSON file that holds them",
     )
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the adapter under DeepSpeed")
-    num_workers: Count = 8
-    use_gpu: bool = True
+    num_workers: Count = Field(8, description="training processes, each with GPUs of its own where use_gpu is true")
+    use_gpu: bool = Field(True, description="train on GPUs; without one the stage says so and ends")
     gpus_per_worker: GpuShare = Field(1.0, description="whole GPUs or, for a single worker, a share 1/k of one")
-    cpus_per_worker: Count = 1
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    cpus_per_worker: Count = Field(1, description="CPUs that a worker takes of the scheduler's")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3, description="failures after which a training ends; each before goes on from the last checkpoint"
+    )
     checkpoint_every: Count = Field(10, description="optimiser steps between checkpoints")
     ray_address: str | None = Field(None, description="address of a Ray cluster; null starts one on this machine")
 
@@ -98,27 +116,37 @@ class Train(Section):
 
 
 class Evaluate(Section):
+    """How adapters, baselines and the frozen backbone are evaluated."""
+
     conditions: Annotated[
         list[Literal["none", "state", "swapped", "full"]], Field(min_length=1), AfterValidator(unique)
-    ] = ["none", "state", "swapped", "full"]
-    batch_size: Count = 8
+    ] = Field(
+        ["none", "state", "swapped", "full"],
+        description="what prompt and memory hold: the question alone; with the right memory; with another "
+        "document's; or the document in the prompt",
+    )
+    batch_size: Count = Field(8, description="questions answered side by side, at most")
     max_new_tokens: Count | None = Field(
         None, description="bounds the limits that the benchmarks set on an answer; null leaves them"
     )
-    bootstrap_samples: Count = 10000
-    seed: int = 0
-    use_gpu: bool = True
+    bootstrap_samples: Count = Field(10000, description="samples behind each 95 % interval")
+    seed: int = Field(0, description="of the bootstrap")
+    use_gpu: bool = Field(True, description="evaluate on a GPU; without one the stage says so and ends")
     gpus: GpuShare = Field(1.0, description="that one evaluation job takes, where use_gpu is true: whole ones or 1/k")
 
 
 class Register(Section):
+    """Where runs and models are recorded, and which of them is the champion."""
+
     tracking_uri: str | None = Field(None, description="MLflow store; null is sqlite in results_dir")
     experiment: str | None = Field(None, description="MLflow experiment; null is the configuration's name")
     champion_metric: str = Field(
         "qasper/memory_effect_nll", description="BENCHMARK/EFFECT or BENCHMARK/CONDITION/METRIC"
     )
-    higher_is_better: bool = True
+    higher_is_better: bool = Field(True, description="whether the champion is the cell with the highest value")
 
 
 class Report(Section):
+    """What the report shows."""
+
     sample_questions: Annotated[int, Field(ge=0)] = Field(4, description="questions shown with every answer")

@@ -55,14 +55,12 @@ class LoraStrategy(Section):
 
     kind: Literal["lora"]
     context: bool = Field(description="whether the prompt has the context (Context2LoRA) or the question alone")
-    rank: Count = 8
-    alpha: Count = 16
-    target_modules: Annotated[list[str], Field(min_length=1), AfterValidator(unique)] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    ]
+    rank: Count = Field(8, description="of the low-rank matrices")
+    alpha: Count = Field(16, description="what they add is scaled by alpha / rank")
+    target_modules: Annotated[list[str], Field(min_length=1), AfterValidator(unique)] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+        description="projections that get them, by their names in the backbone",
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="keys of the train section that differ here")
 
 
