@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class DeltaMemModel(nn.Module):
         if self._adapter_disabled:
             out = self.base_model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return DeltaMemOutput(**out, memory=memory)
-        call = self._call(input_ids, attention_mask, memory, write, segment_ids)
+        call = self.delta_call(input_ids, attention_mask, memory, write, segment_ids)
         if right_padded:
             if kwargs.get("past_key_values") is not None:
                 raise DeltaMemError("right_padded: padding would lie between a KV cache and what follows; pad left")
@@ -113,7 +113,7 @@ class DeltaMemModel(nn.Module):
         if attention_mask is None and kwargs.get("use_cache") is False:
             kwargs.setdefault("past_key_values", self._no_cache())
         out = self.base_model(input_ids, attention_mask=attention_mask, labels=labels, delta_call=call, **kwargs)
-        return DeltaMemOutput(**out, memory=self._memory_after(call, memory))
+        return DeltaMemOutput(**out, memory=self.memory_after(call, memory))
 
     def write(
         self,
@@ -121,18 +121,35 @@ class DeltaMemModel(nn.Module):
         attention_mask: Tensor | None = None,
         memory: DeltaMemory | None = None,
         segment_ids: Tensor | None = None,
-        gates: dict[int, Tensor] | None = None,
         right_padded: bool = False,
     ) -> DeltaMemory:
         """Write tokens into a memory; computes no logits and nothing after the last layer's memory.
 
-        Args:
-            gates: a dict that receives {layer: mean write gate β}, for the write penalty.
-
-        Other arguments, and errors, as in :meth:`forward`.
+        Arguments and errors as in :meth:`forward`.
         """
-        call = self._call(input_ids, attention_mask, memory, True, segment_ids)
-        call.gates = None if gates is None else {}
+        call = self.delta_call(input_ids, attention_mask, memory, True, segment_ids)
+        self._write(call, input_ids, attention_mask, right_padded)
+        return self.memory_after(call, memory)
+
+    def write_with_gates(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        memory: DeltaMemory | None = None,
+        segment_ids: Tensor | None = None,
+        right_padded: bool = False,
+    ) -> tuple[DeltaMemory, Tensor]:
+        """:meth:`write`, and the mean write gate β of each layer that has a memory: [layers] float32, in their order.
+
+        The gates carry gradients: the penalty on writing is made of them.
+        """
+        call = self.delta_call(input_ids, attention_mask, memory, True, segment_ids)
+        call.written = {}
+        self._write(call, input_ids, attention_mask, right_padded)
+        biases = [self.memory_layers[str(i)].beta_bias for i in call.written]
+        return self.memory_after(call, memory), mean_gates(biases, list(call.written.values()))
+
+    def _write(self, call: DeltaCall, input_ids: Tensor, attention_mask: Tensor | None, right_padded: bool) -> None:
         self._write_trunk[0](
             input_ids,
             attention_mask=None if right_padded else attention_mask,
@@ -140,10 +157,6 @@ class DeltaMemModel(nn.Module):
             use_cache=False,
             delta_call=call,
         )
-        if call.gates:
-            biases = [self.memory_layers[str(i)].beta_bias for i in call.gates]
-            gates.update(zip(call.gates, mean_gates(biases, list(call.gates.values())), strict=True))
-        return self._memory_after(call, memory)
 
     def generate(
         self,
@@ -324,7 +337,19 @@ class DeltaMemModel(nn.Module):
         checkpointing = block.training and getattr(block, "gradient_checkpointing", False)
         return None if checkpointing else NoCache()  # layers that run twice warn of any cache
 
-    def _call(self, input_ids, attention_mask, memory, write, segment_ids) -> DeltaCall:
+    def delta_call(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        memory: DeltaMemory | None,
+        write: bool,
+        segment_ids: Tensor | None,
+    ) -> DeltaCall:
+        """What the backbone takes as its keyword argument ``delta_call`` for one pass.
+
+        For whoever runs a twin of the backbone itself (:mod:`deltamem.decoding`); arguments and errors as in
+        :meth:`forward`. :meth:`memory_after` has what the pass leaves.
+        """
         batch, length = input_ids.shape
         valid = None
         if attention_mask is not None:
@@ -365,7 +390,12 @@ class DeltaMemModel(nn.Module):
             raise MemoryMismatchError(f"the memory's states are {shape}, this adapter and batch need {expected}")
         return memory
 
-    def _memory_after(self, call: DeltaCall, memory: DeltaMemory | None) -> DeltaMemory:
+    def memory_after(self, call: DeltaCall, memory: DeltaMemory | None) -> DeltaMemory:
+        """The memory that a pass with ``call`` has left, with the metadata of the one it began with.
+
+        Raises:
+            DeltaMemError: the backbone kept the call from its attention layers.
+        """
         if not call.memory_out:
             raise DeltaMemError(
                 f"{type(self.base_model).__name__} did not hand its keyword arguments down to its attention layers, so "
@@ -393,3 +423,13 @@ def get_delta_mem_model(base_model: PreTrainedModel, config: DeltaMemConfig | No
         name = getattr(getattr(base_model, "config", None), "_name_or_path", None)
         config = replace(config, base_model_name_or_path=name or None)
     return DeltaMemModel(base_model, config)
+
+
+def backbone_of(model: DeltaMemModel | PreTrainedModel) -> PreTrainedModel:
+    """The language model itself, of one with a memory or of a bare one."""
+    return model.base_model if isinstance(model, DeltaMemModel) else model
+
+
+def segment_of(model: DeltaMemModel | PreTrainedModel) -> Literal["message", "sentence"]:
+    """What segments its prompts are encoded with; a bare backbone's are of no consequence."""
+    return model.config.segment if isinstance(model, DeltaMemModel) else "message"

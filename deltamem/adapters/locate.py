@@ -1,8 +1,10 @@
-"""TODO deltamem/adapters/locate.py."""
+"""Where an adapter is: a folder, the Hub, or an MLflow registry (the only module of the library that knows MLflow)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import yaml
 
 from deltamem.adapters import public_release
 from deltamem.adapters.files import CONFIG_FILE, WEIGHTS_FILE
@@ -11,15 +13,18 @@ from deltamem.errors import AdapterFormatError
 FILES = [CONFIG_FILE, WEIGHTS_FILE, public_release.CONFIG_FILE, public_release.WEIGHTS_FILE, "README.md"]
 
 
-def locate(path: str | Path) -> Path:
+def locate(path: str | Path, registry: str | None = None) -> Path:
     """The local folder behind a path, a Hub id or an MLflow ``models:/`` address.
+
+    Args:
+        registry: MLflow store to look ``models:/`` addresses up in; None: the one MLflow is set to.
 
     Raises:
         AdapterFormatError: it can't be found or fetched.
     """
     text = str(path)
     if text.startswith("models:/"):
-        folder = _from_registry(text)
+        folder = _from_registry(text, registry)
     elif Path(path).is_dir():
         folder = Path(path)
     else:
@@ -28,11 +33,32 @@ def locate(path: str | Path) -> Path:
     return nested if nested.is_dir() and not (folder / CONFIG_FILE).is_file() else folder
 
 
-def _from_registry(uri: str) -> Path:
+def registered_backbone(folder: Path) -> str | None:
+    """The backbone's folder that the MLmodel file of a registered model names; None where there is no such file.
+
+    Raises:
+        AdapterFormatError: that folder is not here.
+    """
+    file = folder / "MLmodel"
+    if not file.is_file():
+        return None
+    flavour = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("flavors", {}).get("python_function", {})
+    backbone = (flavour.get("config") or {}).get("backbone")
+    if backbone and not Path(backbone).is_dir():
+        raise AdapterFormatError(
+            f"the model was registered with its backbone in {backbone}, which is not here: make it there again "
+            "(python -m pipelines.backbone), or name the folder that has it with --base"
+        )
+    return backbone
+
+
+def _from_registry(uri: str, registry: str | None) -> Path:
     try:
         import mlflow
     except ImportError as error:
         raise AdapterFormatError(f"{uri}: a registry address needs the package mlflow") from error
+    if registry is not None:
+        mlflow.set_tracking_uri(registry)
     store = mlflow.get_registry_uri()
     file = store.removeprefix("sqlite:///").split("?")[0]
     if store.startswith("sqlite:///") and not Path(file).is_file():  # mlflow would make an empty one

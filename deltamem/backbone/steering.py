@@ -33,7 +33,7 @@ class DeltaCall:
         segments: what ssw writes; None: token by token.
         write: False reads only.
         memory_out: {layer: [B, N, r, r]} after the pass, filled while it runs.
-        gates: {layer: what it wrote}, filled where it is a dict.
+        written: {layer: what it wrote and with which gates}, filled where it is a dict.
         in_place: single tokens write their states into the tensors of ``memory_in`` (graph capture).
         writes: [B] bool, the sequences whose single token writes; None: all.
     """
@@ -43,7 +43,7 @@ class DeltaCall:
     segments: Segments | None = None
     write: bool = True
     memory_out: dict[int, Tensor] = field(default_factory=dict)
-    gates: dict[int, Written] | None = None
+    written: dict[int, Written] | None = None
     in_place: bool = False
     writes: Tensor | None = None
 
@@ -51,20 +51,23 @@ class DeltaCall:
         """Read and write layer ``index`` given its attention's input x [B, T, hidden]; the reads [B, T, N·r]."""
         before = self.memory_in[index]
         one_token = x.shape[1] == 1 and self.write and self.segments is None
-        if one_token and self.gates is None and not torch.is_grad_enabled():
+        if one_token and self.written is None and not torch.is_grad_enabled():
             valid = None if self.valid is None else self.valid[:, 0]
             reads, after = layer.step(x, before, valid, before if self.in_place else None, self.writes)
         else:
             reads, after, written = layer(layer.project(x), before, self.valid, self.segments, self.write)
             if torch.is_grad_enabled():
                 reads = layer.scaled(reads, x.dtype)
-            if self.gates is not None:
-                self.gates[index] = written
+            if self.written is not None:
+                self.written[index] = written
         self.memory_out[index] = after
         return reads
 
 
 # What the projection hooks of the attention module now running add; set and cleared by that module's own hooks.
+# A ContextVar and no plain global, and nothing on the module: threads run one backbone at the same time (a server's
+# turns, a checkpointed backward pass, which autograd runs on threads of its own), and each must steer with its own
+# reads.
 _now: ContextVar[tuple[DeltaMemLayer, Tensor] | None] = ContextVar("deltamem_steering", default=None)
 
 

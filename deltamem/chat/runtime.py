@@ -8,6 +8,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from deltamem.adapters.tensors import collect_tensors
+from deltamem.backbone import facts
 from deltamem.chat.format import encode_messages
 from deltamem.chat.identity import _HASHED, _digest, _hash
 from deltamem.chat.messages import EncodedMessages, Message
@@ -38,10 +39,10 @@ class ChatRuntime:
         window: int | None = None,
         part_tokens: int = PART_TOKENS,
     ):
-        limit = getattr(model.base_model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        limit = facts.window(model.base_model.config)
         self.model, self.tokenizer = model, tokenizer
-        self.window = window or limit or 4096
-        if self.window < 2 or (limit and self.window > limit):
+        self.window = window or limit
+        if not 2 <= self.window <= limit:
             raise WindowError(f"a window of {self.window} tokens: the backbone allows 2 to {limit}")
         if part_tokens < 1:
             raise DeltaMemError(f"part_tokens must be at least 1, got {part_tokens}")
@@ -53,10 +54,7 @@ class ChatRuntime:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a reply."""
-        ids: set[int] = set()
-        for value in (self.model.base_model.generation_config.eos_token_id, self.tokenizer.eos_token_id):
-            ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
-        return frozenset(ids)
+        return facts.end_ids(self.model.base_model, self.tokenizer)
 
     @cached_property
     def sampling(self) -> dict[str, float]:

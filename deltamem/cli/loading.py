@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,18 +62,14 @@ def load(
     from transformers.utils import logging
 
     from deltamem.adapters.files import load_adapter
-    from deltamem.adapters.locate import locate
+    from deltamem.adapters.locate import locate, registered_backbone
     from deltamem.model import DeltaMemModel
 
     logging.disable_progress_bar()
-    if registry is not None and (adapter or model).startswith("models:/"):
-        import mlflow
-
-        mlflow.set_tracking_uri(registry)
-    folder = locate(adapter or model)
+    folder = locate(adapter or model, registry)
     revision = None
     if base is None:
-        base = _registered_backbone(folder)
+        base = registered_backbone(folder)
         if base is None:
             config, _ = load_adapter(folder)
             base, revision = config.base_model_name_or_path, config.revision
@@ -93,24 +88,3 @@ def load(
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {error}") from error
     return DeltaMemModel.from_pretrained(backbone, folder), tokenizer
-
-
-def _registered_backbone(folder: Path) -> str | None:
-    """The backbone's folder that a registered model's MLmodel file names; None where there is no such file.
-
-    Raises:
-        DeltaMemError: that folder is not here.
-    """
-    import yaml
-
-    file = folder / "MLmodel"
-    if not file.is_file():
-        return None
-    flavour = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("flavors", {}).get("python_function", {})
-    backbone = (flavour.get("config") or {}).get("backbone")
-    if backbone and not Path(backbone).is_dir():
-        raise DeltaMemError(
-            f"the model was registered with its backbone in {backbone}, which is not here: make it there again "
-            "(python -m pipelines.backbone), or name the folder that has it with --base"
-        )
-    return backbone

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from deltamem.decoding.attention import PREFIXED, with_attention
 from deltamem.decoding.key_values import KeyValues
 from deltamem.memory import DeltaMemory
-from deltamem.model import DeltaMemModel
+from deltamem.model import DeltaMemModel, backbone_of
 
 
 class PrefixReader:
@@ -24,7 +24,7 @@ class PrefixReader:
 
     def __init__(self, model: DeltaMemModel | PreTrainedModel):
         self.model = model
-        self._twin = with_attention(model.base_model if isinstance(model, DeltaMemModel) else model, PREFIXED)
+        self._twin = with_attention(backbone_of(model), PREFIXED)
 
     def forward(
         self,
@@ -49,7 +49,7 @@ class PrefixReader:
         """
         call = None
         if isinstance(self.model, DeltaMemModel):
-            call = self.model._call(input_ids, mask, memory, write, segment_ids)
+            call = self.model.delta_call(input_ids, mask, memory, write, segment_ids)
             options["delta_call"] = call
         new, place = input_ids.shape[1], torch.arange(mask.shape[1], device=mask.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -new:] + prefix.length
@@ -62,4 +62,4 @@ class PrefixReader:
             shared_prefix=prefix,
             **options,
         )
-        return out.logits, self.model._memory_after(call, memory) if call else None
+        return out.logits, self.model.memory_after(call, memory) if call else None

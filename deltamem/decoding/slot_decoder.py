@@ -18,7 +18,7 @@ from deltamem.decoding.key_values import KeyValues
 from deltamem.decoding.slots import SlotCache
 from deltamem.errors import DeltaMemError
 from deltamem.memory import DeltaMemory
-from deltamem.model import DeltaMemModel
+from deltamem.model import DeltaMemModel, backbone_of
 
 STEPS_PER_LOOK = 16
 """Greedy steps between two looks at whether all sequences have ended: each look waits for the device."""
@@ -43,7 +43,7 @@ class SlotDecoder:
         self, model: DeltaMemModel | PreTrainedModel, slots: int, capacity: int, prefix: KeyValues | None = None
     ):
         self.model, self.slots, self.capacity, self.prefix = model, slots, capacity, prefix
-        self.base = model.base_model if isinstance(model, DeltaMemModel) else model
+        self.base = backbone_of(model)
         self._stepped = with_attention(self.base, PREFIXED if prefix else SLOTS)
         device = self.base.device
         self.cache = SlotCache(slots, capacity, device)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from deltamem.backbone.facts import window
 from deltamem.decoding.slot_decoder import SlotDecoder
 from deltamem.errors import DeltaMemError
 from deltamem.model import DeltaMemModel
-from deltamem.tools.measuring import _now, _peak_bytes, _reset_peak
+from deltamem.tools.measuring import peak_bytes, reset_peak, seconds_now
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,18 @@ def measure(
     Raises:
         DeltaMemError: a prompt and its reply are longer than the backbone's window.
     """
-    config = model.base_model.config.get_text_config(decoder=True)
-    longest, window = max(prompt_lengths) + max(new_lengths), config.max_position_embeddings
-    if longest > window:
-        raise DeltaMemError(f"prompt and reply come to {longest} tokens, the backbone's window is {window}")
+    config = model.base_model.config
+    longest, limit = max(prompt_lengths) + max(new_lengths), window(config)
+    if longest > limit:
+        raise DeltaMemError(f"prompt and reply come to {longest} tokens, the backbone's window is {limit}")
+    vocabulary = config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(42)
     for prompt in prompt_lengths:
-        ids = torch.randint(config.vocab_size, (batch_size, prompt), generator=generator).to(model.device)
+        ids = torch.randint(vocabulary, (batch_size, prompt), generator=generator).to(model.device)
         for kind in ("base", "delta-mem"):
             with model.disable_adapter() if kind == "base" else nullcontext():
                 for new in new_lengths:
-                    _reset_peak(model.device)
+                    reset_peak(model.device)
                     timed = [_generate(model, ids, new) for _ in range(runs + 1)][1:]  # the first one warms up
                     first, rest = (statistics.median(seconds) for seconds in zip(*timed, strict=True))
                     slots = _slots_seconds(model.base_model if kind == "base" else model, ids, new, runs)
@@ -79,7 +81,7 @@ def measure(
                         prefill_rate=batch_size * prompt / first,
                         decode_rate=batch_size * (new - 1) / rest,
                         slots_rate=batch_size * (new - 1) / slots,
-                        peak_bytes=_peak_bytes(model.device),
+                        peak_bytes=peak_bytes(model.device),
                     )
 
 
@@ -91,10 +93,10 @@ class TokenClock(StoppingCriteria):
     """
 
     def __init__(self, device: torch.device):
-        self.device, self.times = device, [_now(device)]
+        self.device, self.times = device, [seconds_now(device)]
 
     def __call__(self, ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
-        self.times.append(_now(self.device))
+        self.times.append(seconds_now(self.device))
         return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
 
@@ -120,8 +122,8 @@ def _slots_seconds(model, ids: Tensor, new_tokens: int, runs: int) -> float:
     decoder, seconds = SlotDecoder(model, len(ids), ids.shape[1] + new_tokens), []
     for _ in range(runs + 1):
         decoder.prefill(ids)
-        began = _now(ids.device)
+        began = seconds_now(ids.device)
         for _ in range(new_tokens - 1):
             decoder.step()
-        seconds.append(_now(ids.device) - began)
+        seconds.append(seconds_now(ids.device) - began)
     return statistics.median(seconds[1:])

@@ -16,7 +16,9 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem import DeltaMemModel, DeltaMemory
+from deltamem.backbone.facts import end_ids, window
 from deltamem.chat.messages import EncodedMessages
+from deltamem.model import backbone_of, segment_of
 from pipelines.benchmarks.base import Benchmark, Context, Question
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.prompts import FullPrompts, PromptEncoder
@@ -283,12 +285,7 @@ def reader_and_encoder(
     model: DeltaMemModel | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: Question
 ) -> tuple[Reader, PromptEncoder]:
     """What runs the model and what makes its prompts; any question shows how an answer ends."""
-    base, segment = model, "message"
-    if isinstance(model, DeltaMemModel):
-        base, segment = model.base_model, model.config.segment
-    window = base.config.get_text_config(decoder=True).max_position_embeddings
-    encoder = PromptEncoder(tokenizer, segment, window)
-    own = base.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, encoder.answer(question)[-1]}
-    ends |= set(own) if isinstance(own, list) else {own}
-    return Reader(model, sorted(ends - {None}), tokenizer.pad_token_id), encoder
+    base = backbone_of(model)
+    encoder = PromptEncoder(tokenizer, segment_of(model), window(base.config))
+    ends = end_ids(base, tokenizer) | {encoder.answer(question)[-1]}
+    return Reader(model, sorted(ends), tokenizer.pad_token_id), encoder

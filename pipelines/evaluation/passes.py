@@ -7,7 +7,6 @@ has no memory.
 from __future__ import annotations
 
 import copy
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,8 @@ from deltamem.decoding.attention import can_share_prefixes
 from deltamem.decoding.key_values import KeyValues
 from deltamem.decoding.prefix import PrefixReader
 from deltamem.decoding.slot_decoder import SlotDecoder, round_up
+from deltamem.model import backbone_of
+from deltamem.tools.measuring import peak_bytes, seconds_now
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Reader:
     def __init__(self, model: DeltaMemModel | PreTrainedModel, end_ids: Sequence[int], pad_id: int):
         self.model, self.end_ids, self.pad_id = model, list(end_ids), pad_id
         self.has_memory = isinstance(model, DeltaMemModel)
-        base = model.base_model if self.has_memory else model
+        base = backbone_of(model)
         self.config, self.device = base.config, model.device
         self.shares_beginnings = can_share_prefixes(base)
         """Whether this model can read on from :meth:`Rows.beginning`."""
@@ -163,18 +164,12 @@ class Reader:
     def cost(self, part: str) -> Iterator[dict[str, Any]]:
         """Fills a dict with what the work inside takes: seconds, tokens, and the peak of memory in bytes."""
         cost: dict[str, Any] = {"part": part}
-        cuda = self.device.type == "cuda"
         begin, tokens = time.perf_counter(), self.tokens
         yield cost
-        if cuda:
-            torch.cuda.synchronize(self.device)
-            peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         cost |= {
-            "seconds": time.perf_counter() - begin,
+            "seconds": seconds_now(self.device) - begin,
             "tokens": self.tokens - tokens,
-            "peak_bytes": peak,
+            "peak_bytes": peak_bytes(self.device),
         }
 
     def _forward(self, rows: Rows, ids: Tensor, mask: Tensor, segments: Tensor, write: bool, **options: Any):

@@ -34,9 +34,11 @@ from transformers import (
 )
 
 from deltamem import DeltaMemModel
+from deltamem.backbone import facts
 from deltamem.chat.format import encode_messages
 from deltamem.chat.messages import EncodedMessages
 from deltamem.errors import DeltaMemError
+from deltamem.model import backbone_of, segment_of
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.records import RecordLog
 from pipelines.run.progress import Meter
@@ -87,13 +89,12 @@ class DeltaMemLM(TemplateLM):
         super().__init__()
         self.tokenizer, self.batch_size, self.log = tokenizer, batch_size, log
         self.console = console or Console(stderr=True, soft_wrap=True)
-        base = model.base_model if isinstance(model, DeltaMemModel) else model
-        self.max_length = base.config.get_text_config(decoder=True).max_position_embeddings
-        self.segment = model.config.segment if isinstance(model, DeltaMemModel) else "message"
-        own = base.generation_config.eos_token_id
-        ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        base = backbone_of(model)
+        self.max_length, self.segment = facts.window(base.config), segment_of(model)
         pad = tokenizer.pad_token_id
-        self.reader = Reader(model, sorted(ends), tokenizer.eos_token_id if pad is None else pad)
+        self.reader = Reader(
+            model, sorted(facts.end_ids(base, tokenizer)), tokenizer.eos_token_id if pad is None else pad
+        )
         self.shortened: set[str] = set()
         """Prompts whose beginning was left out because the window is too short."""
         self._chats: dict[str, list[dict[str, str]]] = {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from deltamem.backbone.facts import window
 from deltamem.chat.format import encode_messages
 from pipelines.benchmarks.base import Question
 from pipelines.errors import StageError
@@ -32,13 +33,13 @@ class LoraRecipe(Recipe):
             position = episodes.schema.get_field_index("context_ids")
             none = pa.array([[]] * len(episodes), episodes.schema.field(position).type)
             return episodes.set_column(position, "context_ids", none), notes
-        window = self.backbone_config.get_text_config(decoder=True).max_position_embeddings
-        encoder = PromptEncoder(self.tokenizer, "message", window)
+        limit = window(self.backbone_config)
+        encoder = PromptEncoder(self.tokenizer, "message", limit)
         fitting, count = fit_window(episodes, encoder, self.config.data.overlong)
         if not len(fitting):
             raise StageError(
                 f"strategies.{self.cell.strategy_name}: no training episode's context and question fit the window "
-                f"of {self.cell.backbone_name}, {window} tokens; lower data.max_written_tokens"
+                f"of {self.cell.backbone_name}, {limit} tokens; lower data.max_written_tokens"
             )
         return fitting, {"prompts_beyond_the_window": {"count": count, "handled": self.config.data.overlong}}
 

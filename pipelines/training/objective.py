@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +41,9 @@ class MemoryObjective(nn.Module):
         self.write_questions = write_questions and model.config.strategy != "ssw"
 
     def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
-        gates: dict[int, Tensor] = {}
-        memory = self._write(batch, gates=gates)
+        (model,) = self.model
+        memory, gate = model.write_with_gates(**_written(batch))
         nll = self._nll(batch, memory.select(batch.owner))
-        gate = torch.stack(list(gates.values()))
         penalty = self.write_penalty * (gate - self.write_target).square().mean()
         norms = torch.stack(list(memory.detach().norms().values())).mean()
         return EpisodeLoss(nll + penalty, nll.detach(), gate.detach().mean(), norms)
@@ -60,7 +59,8 @@ class MemoryObjective(nn.Module):
         device = batches[0][0].input_ids.device
         if len(set(papers)) == 1:
             return torch.tensor(float("nan"), device=device)
-        memory = DeltaMemory.cat([self._write(batch) for batch, _ in batches])
+        (model,) = self.model
+        memory = DeltaMemory.cat([model.write(**_written(batch)) for batch, _ in batches])
         others, effects, first = torch.tensor(_others(papers), device=device), [], 0
         for batch, weight in batches:
             own = batch.owner + first
@@ -69,17 +69,21 @@ class MemoryObjective(nn.Module):
             first += len(batch.papers)
         return torch.stack(effects).mean()
 
-    def _write(self, batch: EpisodeBatch, **options) -> DeltaMemory:
-        (model,) = self.model
-        return model.write(
-            batch.context_ids, batch.context_mask, segment_ids=batch.segment_ids, right_padded=True, **options
-        )
-
     def _nll(self, batch: EpisodeBatch, memory: DeltaMemory) -> Tensor:
         """Of the answers, read from a memory of Q rows."""
         (model,) = self.model
         options = {"memory": memory, "write": self.write_questions, "right_padded": True}
         return answer_nll(answer_logits(model, model.base_model, batch, **options), batch)
+
+
+def _written(batch: EpisodeBatch) -> dict[str, Any]:
+    """The contexts of a batch, as :meth:`DeltaMemModel.write` takes them."""
+    return {
+        "input_ids": batch.context_ids,
+        "attention_mask": batch.context_mask,
+        "segment_ids": batch.segment_ids,
+        "right_padded": True,
+    }
 
 
 def _others(papers: Sequence[str]) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import resource
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from deltamem.backbone.acceleration import compile_norms_and_mlps
+from deltamem.tools.measuring import peak_bytes
 from pipelines.backbones.prepared import load_backbone
 from pipelines.config import load_config
 from pipelines.run.layout import Layout
@@ -114,15 +114,9 @@ def _report(engine, step: int, row: dict[str, float], rank: int, device: torch.d
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if rank == 0:
-            engines.save_state(Path(folder), tensors, step, {"metrics": row, "peak_memory_bytes": _peak(device)})
+            engines.save_state(Path(folder), tensors, step, {"metrics": row, "peak_memory_bytes": peak_bytes(device)})
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(row, checkpoint=checkpoint)
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _Curve:

@@ -70,9 +70,8 @@ def test_checkpointing_changes_no_gradient(tiny_model, strategy, selective, fami
         if checkpointing:
             model.gradient_checkpointing_enable(selective=selective)
             model.train()
-        gates = {}
-        written = model.write(IDS, segment_ids=SEGMENTS, gates=gates)
-        loss = model(QUESTION, memory=written, write=False, labels=QUESTION).loss + sum(gates.values())
+        written, gates = model.write_with_gates(IDS, segment_ids=SEGMENTS)
+        loss = model(QUESTION, memory=written, write=False, labels=QUESTION).loss + gates.sum()
         loss.backward()
         return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
