@@ -7,15 +7,19 @@ not on the number of processes.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import track
 
 from pipelines.backbones.prepared import load_tokenizer
 from pipelines.config import Config, load_config
 from pipelines.data.encode import estimated_bytes, tokenizer_digest, write_split
+from pipelines.data.episodes import PaperEpisodes
 from pipelines.data.shards import open_episodes, write_manifest
 from pipelines.data.sources import load_corpus
 from pipelines.errors import run_stage
@@ -53,7 +57,8 @@ def preprocess(config: Config, backbone: str) -> None:
             corpus = load_corpus(config.data, split, partial)
             check_free_space(partial, estimated_bytes(corpus.papers, config.data, split))
             manifest = {"backbone": backbone, "tokenizer": tokenizer_digest(tokenizer)}
-            manifest |= write_split(corpus, config.data, split, tokenizer_folder, partial, console)
+            shown = functools.partial(_show, split)
+            manifest |= write_split(corpus, config.data, split, tokenizer_folder, partial, shown)
             if split == "train":
                 trained = {paper.paper_id for paper in corpus.papers}
             else:
@@ -61,6 +66,10 @@ def preprocess(config: Config, backbone: str) -> None:
             manifest |= {"provenance": provenance(parts.preprocess(config))}
             write_manifest(partial, manifest)
         _summarise(folder, manifest)
+
+
+def _show(split: str, encoded: Iterator[PaperEpisodes], papers: int) -> Iterable[PaperEpisodes]:
+    return track(encoded, split, papers, console=console, disable=not console.is_terminal)
 
 
 def _summarise(folder: Path, manifest: dict[str, Any]) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.benchmarks.base import Benchmark, Context, Question
-
-if TYPE_CHECKING:
-    from pipelines.config.benchmarks import BenchmarkSettings
+from pipelines.config.benchmarks import BenchmarkSettings
 
 __all__ = ["Benchmark", "Context", "Question", "get_benchmark"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, zip_longest
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-if TYPE_CHECKING:  # its import takes ten seconds, which whoever only checks a configuration shouldn't wait
-    from deltamem.chat.messages import Message
+from deltamem.chat.messages import Message
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,7 @@ class Benchmark(Protocol):
 
 
 def first_questions(contexts: Sequence[Context], limit: int) -> list[Context]:
-    """``limit`` questions of a benchmark: the first of every context, then the second of every context, and
-    so on."""
+    """``limit`` questions of a benchmark: the first of every context, then the second of every one, and so on."""
     rounds = chain.from_iterable(zip_longest(*(context.questions for context in contexts)))
     chosen = {question.question_id for question in [q for q in rounds if q is not None][:limit]}
     fewer = [

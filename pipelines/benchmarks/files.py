@@ -18,8 +18,7 @@ def read_text(path: str, encoding: str = "utf-8") -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise StageError(
             f"{path}: can't read this file ({error}). Download the benchmark's data from its public home "
-            "and put "
-            "its path into the benchmark's entry of the configuration."
+            "and put its path into the benchmark's entry of the configuration."
         ) from None
 
 

@@ -132,8 +132,7 @@ def _options(question_id: str, wrong: str) -> dict[str, str]:
     return {"a": NO_ANSWER, "b": wrong} if first else {"a": wrong, "b": NO_ANSWER}
 
 
-# --- scores (evaluation.py)
-# ---------------------------------------------------------------------------------------
+# --- scores (evaluation.py) ------------------------------------------------------------------------
 
 
 def answer_score(question: Question, prediction: str) -> float:

@@ -29,8 +29,7 @@ def parsed_answer(text: str) -> str:
 
 
 def text_scores(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """Exact match, F1 and match as a substring: the best over references, of the whole answer and its
-    parsed part."""
+    """Exact match, F1 and match as a substring: the best over references, of the whole answer and its parsed part."""
     answers = [prediction, parsed_answer(prediction)]
     pairs = [(answer, reference) for answer in answers for reference in references]
     return {

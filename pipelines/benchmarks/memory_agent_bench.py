@@ -1,9 +1,9 @@
 """MemoryAgentBench: learning from a long context that is given once and asked about often (Hu et al. 2025).
 
 Four competencies: accurate retrieval (AR), test-time learning (TTL), long-range understanding (LRU) and
-conflict resolution (CR), one Parquet file each on the Hub. The context is cut into messages as the
-benchmark cuts it into
-chunks, at the ends of paragraphs here and by characters: the benchmark counts 4,096 tokens of GPT-4o-mini.
+conflict resolution (CR), one Parquet file each on the Hub. The context is cut into messages as the benchmark
+cuts it into chunks, but at the ends of paragraphs and by characters: the benchmark counts 4,096 tokens of
+GPT-4o-mini.
 """
 
 from __future__ import annotations
@@ -124,9 +124,8 @@ class MemoryAgentBench:
             path = self.settings.entities
             if path is None:
                 raise StageError(
-                    f"{where}: its answers are numbers of movies. Give the path of the benchmark's "
-                    "entity2id.json as "
-                    "'entities', or leave the source out with 'sources'."
+                    f"{where}: its answers are numbers of movies. Give the path of the benchmark's entity2id.json "
+                    "as 'entities', or leave the source out with 'sources'."
                 )
             with expecting(path, "MemoryAgentBench's {address: number} of movies"):
                 self._movies = movie_names(read_json(path))

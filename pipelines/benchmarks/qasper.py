@@ -1,5 +1,4 @@
-"""Questions about scientific papers (Dasigi et al. 2021), from the evaluation episodes of the data
-section."""
+"""Questions about scientific papers (Dasigi et al. 2021), from the evaluation episodes of the data section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The baselines' entries among a configuration's strategies."""
+"""The strategy entries of a configuration: one class per kind."""
 
 from __future__ import annotations
 

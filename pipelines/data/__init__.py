@@ -1,1 +1,1 @@
-"""QASPER: reading its papers, generating papers in its form, and turning them into episodes."""
+"""From papers, real or generated, to episodes: what is written, what is asked, what is to be learnt."""

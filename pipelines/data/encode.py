@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from pipelines.backbones.prepared import load_tokenizer
@@ -32,9 +30,12 @@ from pipelines.errors import StageError
 PAPERS_PER_PROCESS = 200
 """A process takes seconds to start, the time of some hundred papers."""
 
+Progress = Callable[[Iterator[PaperEpisodes], int], Iterable[PaperEpisodes]]
+"""Passes papers on as they are encoded, and shows how many of that number there were."""
+
 
 def write_split(
-    corpus: Corpus, data: Data, split: Split, tokenizer_folder: Path, folder: Path, console: Console
+    corpus: Corpus, data: Data, split: Split, tokenizer_folder: Path, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Writes the shards of one split into a folder and returns what the manifest says of them.
 
@@ -44,7 +45,7 @@ def write_split(
     papers = corpus.papers
     tally = Tally()
     with closing(encode_papers(papers, data, tokenizer_folder)) as encoded:
-        shown = track(encoded, split, len(papers), console=console, disable=not console.is_terminal)
+        shown = progress(encoded, len(papers))
         shards = write_shards(tally.count(shown, limit), folder, data.shard_megabytes * 10**6)
     found = sum(len(paper.questions) for paper in papers)
     dropped = {reason: {"count": len(ids), "question_ids": ids} for reason, ids in sorted(tally.dropped.items())}
@@ -122,6 +123,7 @@ def encode_papers(papers: list[Paper], data: Data, tokenizer_folder: Path) -> It
 
 
 def make_encoder(tokenizer_folder: Path, *limits: Any) -> EpisodeEncoder:
+    """An encoder with the tokenizer of a backbone folder."""
     return EpisodeEncoder(load_tokenizer(tokenizer_folder), *limits)
 
 
@@ -144,6 +146,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def question_limit(data: Data, split: Split) -> int | None:
+    """How many questions of a split are taken at most; None: all."""
     return data.max_train_questions if split == "train" else data.max_eval_questions
 
 

@@ -15,11 +15,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from deltamem.chat.format import encode_messages, encode_reply
+from deltamem.chat.messages import Message
 from deltamem.errors import DeltaMemError
-from pipelines.data.papers import Paper, Question
+from pipelines.data.papers import Paper, PaperQuestion
 from pipelines.errors import StageError
-
-Message = dict[str, str]
 
 NO_TEXT = "the paper has no text"
 LONG_PAPER = "the paper is longer than max_written_tokens"
@@ -28,8 +27,7 @@ LONG_QUESTION = "question and answer are longer than max_read_tokens"
 
 @dataclass
 class PaperEpisodes:
-    """Episodes of one paper as rows of ``pipelines.data.shards.SCHEMA``, and the ids of questions dropped by
-    reason.
+    """Episodes of one paper as rows of ``pipelines.data.shards.SCHEMA``, and the ids of dropped questions by reason.
 
     ``truncated`` tells that the end of the paper was cut off to fit the budget.
     """
@@ -84,7 +82,7 @@ class EpisodeEncoder:
                 result.rows.append(written | read)
         return result
 
-    def _read_part(self, question: Question) -> dict[str, Any]:
+    def _read_part(self, question: PaperQuestion) -> dict[str, Any]:
         # Where annotators disagree, the first usable answer in file order is the one to learn: that needs
         # no judgement and is the same everywhere. Scoring compares with all of them.
         answer = question.answers[0]

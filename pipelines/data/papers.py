@@ -33,7 +33,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Question:
+class PaperQuestion:
     """A question with the usable answers in file order; there is at least one."""
 
     question_id: str
@@ -43,17 +43,21 @@ class Question:
 
 @dataclass(frozen=True)
 class Section:
+    """A section; its name may be empty."""
+
     name: str
     paragraphs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Paper:
+    """A paper with its usable questions; title and abstract may be empty."""
+
     paper_id: str
     title: str
     abstract: str
     sections: tuple[Section, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[PaperQuestion, ...]
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def parse_papers(records: Iterable[tuple[str, Any]]) -> tuple[list[Paper], list[
     return papers, bad
 
 
-def _parse_questions(paper_id: str, records: list[Any]) -> tuple[tuple[Question, ...], list[BadRecord]]:
+def _parse_questions(paper_id: str, records: list[Any]) -> tuple[tuple[PaperQuestion, ...], list[BadRecord]]:
     questions = []
     bad = []
     for index, record in enumerate(records):
@@ -161,7 +165,7 @@ def _parse_questions(paper_id: str, records: list[Any]) -> tuple[tuple[Question,
                 reason = f"answer {number} of {len(fields.answers)}: {answer}"
                 bad.append(BadRecord("answer", paper_id, question_id, reason))
         if answers:
-            questions.append(Question(question_id, fields.question.strip(), tuple(answers)))
+            questions.append(PaperQuestion(question_id, fields.question.strip(), tuple(answers)))
         else:
             reason = "none of its answers is usable" if fields.answers else "it has no answers"
             bad.append(BadRecord("question", paper_id, question_id, reason))

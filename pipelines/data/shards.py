@@ -35,14 +35,12 @@ SCHEMA = pa.schema(
     ]
 )
 """One row is one question. context_ids are the tokens to write and segment_ids, as long, the message each
-belongs to (-1: the template's own tokens); question_ids is the prompt to read, answer_ids the answer to
-learn with its end-of-turn token; messages is what context_ids was made from, references all annotators'
-answers."""
+belongs to (-1: the template's own tokens); question_ids is the prompt to read, answer_ids the answer to learn
+with its end-of-turn token; messages is what context_ids was made from, references all annotators' answers."""
 
 
 def write_shards(rows: Iterable[dict[str, Any]], folder: Path, shard_bytes: int) -> list[dict[str, Any]]:
-    """Writes rows of ``SCHEMA`` to ``shard-00000.arrow``, … in a folder; a shard ends once it holds
-    shard_bytes.
+    """Writes rows of ``SCHEMA`` to ``shard-00000.arrow``, … in a folder; a shard ends once it holds shard_bytes.
 
     Returns {file, rows, bytes, sha256} per shard. The same rows give the same bytes. Raises OSError as the
     file system does.
@@ -88,11 +86,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def open_episodes(folder: str | Path) -> pa.Table:
-    """All episodes of a folder as one table of ``SCHEMA``, mapped into memory: nothing is read before it is
-    used.
+    """All episodes of a folder as one table of ``SCHEMA``, mapped into memory: nothing is read before it is used.
 
-    Checks every shard against the manifest first. Raises StageError naming the shard that is missing or
-    damaged.
+    Checks every shard against the manifest first. Raises StageError naming the shard that is missing or damaged.
     """
     folder = Path(folder)
     tables = [SCHEMA.empty_table()]

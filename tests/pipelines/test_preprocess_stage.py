@@ -8,9 +8,9 @@ from collections import namedtuple
 
 import pytest
 
-from pipelines import preprocess as stage
 from pipelines.backbones.random_weights import byte_tokenizer
 from pipelines.config import Generated, resolve_config
+from pipelines.data import encode
 from pipelines.data.generate import generate_papers
 from pipelines.errors import StageError
 from pipelines.preprocess import open_episodes, preprocess
@@ -76,7 +76,7 @@ def test_generated_papers_pass_as_official_file(configure, tmp_path):
 
 
 def test_same_bytes_with_one_and_two_processes(configure, monkeypatch):
-    monkeypatch.setattr(stage, "PAPERS_PER_PROCESS", 1)
+    monkeypatch.setattr(encode, "PAPERS_PER_PROCESS", 1)
     folders = []
     for processes in (1, 2):
         config = configure(**small(processes=processes, shard_megabytes=1, max_train_questions=20))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipelines.backbones.random_weights import byte_tokenizer
 from pipelines.data.episodes import LONG_PAPER, LONG_QUESTION, NO_TEXT, EpisodeEncoder, paper_messages
-from pipelines.data.papers import Answer, Paper, Question, Section
+from pipelines.data.papers import Answer, Paper, PaperQuestion, Section
 from pipelines.errors import StageError
 
 # Chat templates that differ in what they put around a message and after an assistant's one.
@@ -37,7 +37,7 @@ def encoder(tokenizer, written=2000, read=500, overlong="drop"):
 
 
 def make_paper(sections=(("Data", ("We used 12 corpora.", "All of them are old.")),), **fields):
-    questions = (Question("q0", "How many corpora?", (Answer("12", "extractive"), Answer("twelve", "free_form"))),)
+    questions = (PaperQuestion("q0", "How many corpora?", (Answer("12", "extractive"), Answer("twelve", "free_form"))),)
     defaults = {"paper_id": "p", "title": "Title", "abstract": "Abstract.", "questions": questions}
     return Paper(**{**defaults, "sections": tuple(Section(*s) for s in sections), **fields})
 
@@ -90,7 +90,7 @@ def test_question_at_the_budget_and_one_token_over_it(tokenizer):
     row = encoder(tokenizer).encode(make_paper()).rows[0]
     length = len(row["question_ids"]) + len(row["answer_ids"])
     assert len(encoder(tokenizer, read=length).encode(make_paper()).rows) == 1
-    longer = Question("q1", "How many corpora, please?", (Answer("12", "extractive"),))
+    longer = PaperQuestion("q1", "How many corpora, please?", (Answer("12", "extractive"),))
     both = make_paper(questions=(longer, make_paper().questions[0]))
     result = encoder(tokenizer, read=length).encode(both)
     assert [row["question_id"] for row in result.rows] == ["q0"]
