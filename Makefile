@@ -3,6 +3,7 @@
 UV_VERSION := 0.13.9
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 VENV := .venv
+EXTRAS := docs quantized test tracking
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 # uv does not read pip's settings; a machine with wheels of its own names their folder in PIP_FIND_LINKS.
@@ -51,7 +52,7 @@ lint: setup ## check the code's style
 # The lock is solved for a CPU build of torch, so that it names no CUDA libraries (where pip finds none:
 # UV_TORCH_BACKEND=cpu make lock). The local part of a version (+cpu) names a build, which differs by machine.
 lock: setup ## bring requirements.lock in step with pyproject.toml
-	$(UV) pip compile --quiet pyproject.toml --extra test --output-file requirements.lock \
+	$(UV) pip compile --quiet pyproject.toml $(EXTRAS:%=--extra %) --output-file requirements.lock \
 	  --upgrade-package torch --python-version 3.11 --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock"
 	sed 's/+cpu$$//' requirements.lock > requirements.lock.new && mv requirements.lock.new requirements.lock

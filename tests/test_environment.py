@@ -16,7 +16,8 @@ from tests.paths import PROJECT
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 EXTRAS = PYPROJECT["optional-dependencies"]
-LOCKED_RANGES = [Requirement(line) for line in PYPROJECT["dependencies"] + EXTRAS["test"]]
+LOCKED_EXTRAS = [line for extra, lines in EXTRAS.items() if extra != "gpu" for line in lines]
+LOCKED_RANGES = [Requirement(line) for line in PYPROJECT["dependencies"] + LOCKED_EXTRAS]
 LOCK_TEXT = (PROJECT / "requirements.lock").read_text()
 LOCK = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", LOCK_TEXT, flags=re.MULTILINE))
 CONDA = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
@@ -59,6 +60,11 @@ def test_conda_takes_the_other_versions_from_the_lock():
 def test_conda_has_the_python_the_lock_was_solved_for():
     assert "python=3.11" in CONDA
     assert "--python-version 3.11" in (PROJECT / "Makefile").read_text()
+
+
+def test_every_extra_but_the_gpus_is_in_the_lock():
+    extras = re.search(r"^EXTRAS := (.*)$", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
+    assert set(extras) == EXTRAS.keys() - {"gpu"}
 
 
 def test_every_dependency_has_its_reason_beside_it():
