@@ -2,7 +2,7 @@
 
 Two questions. What does a turn of a resumed session cost, whose history is in its saved cache, against
 reading the whole prompt again? And how fast do 1 and 8 sessions decode, against transformers' own ``generate``
-on the backbone and on the δ-mem model at the same batch and context? "Whole turns" are the server's engine with
+on the backbone and on the δ-mem model at the same batch and context? "Whole turns" are the server's scheduler with
 its prompts and its saving to disk.
 """
 
@@ -24,8 +24,8 @@ from deltamem import ChatSession, DeltaMemConfig, get_delta_mem_model
 from deltamem.chat.batch import Batch
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.turn import Turn, TurnOptions, choose
-from deltamem.server.engine import Engine, Finished, Job
 from deltamem.server.metrics import Metrics
+from deltamem.server.scheduler import Finished, Job, TurnScheduler
 from deltamem.server.store import SessionStore, StoreLimits
 from deltamem.tools.throughput import TokenClock
 from pipelines.backbones.random_weights import byte_tokenizer
@@ -114,7 +114,7 @@ def _generate(model, context, tokens, batch, repeats, place):
 
 
 def _decoded(model, tokenizer, context, tokens, count, repeats):
-    """What the engine does between a turn's prompt and its end."""
+    """What the scheduler does between a turn's prompt and its end."""
     chat = ChatSession(model, tokenizer)
     chat.runtime.end_ids = frozenset()
     chat.send(_history(tokenizer, context), max_new_tokens=2)
@@ -141,13 +141,13 @@ def _served(model, tokenizer, context, tokens, count, folder):
     chat = ChatSession(model, tokenizer)
     chat.send(_history(tokenizer, context), max_new_tokens=2)
     states = [store.put(f"s{number}", chat.state) for number in range(count)]
-    engine = Engine(metrics, most_together=count)
+    scheduler = TurnScheduler(metrics, most_together=count)
     question = [{"role": "user", "content": "Go on."}]
 
     def round_of_turns() -> None:
         events: queue.Queue = queue.Queue()
         for number in range(count):
-            engine.submit(
+            scheduler.submit(
                 Job(
                     Turn(runtime, states[number], question, TurnOptions(max_new_tokens=tokens)),
                     emit=events.put,
@@ -162,7 +162,7 @@ def _served(model, tokenizer, context, tokens, count, folder):
             left -= isinstance(event, Finished)
 
     seconds = median_seconds(round_of_turns, model.device, 1, 1)
-    engine.stop()
+    scheduler.stop()
     store.close()
     return {"what": "whole turns, saved", "sessions": count, "tokens/s": count * tokens / seconds}
 

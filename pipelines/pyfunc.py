@@ -78,7 +78,7 @@ class ChatModel:
 
         from deltamem import ChatSession, DeltaMemError
         from deltamem.protocol.chat_completions import ChatRequest, Completion, new_messages, session_facts
-        from deltamem.protocol.errors import ApiError, as_api_error
+        from deltamem.protocol.errors import RequestError, as_request_error
 
         whole = isinstance(model_input, dict)
         fields = dict(model_input) if whole else {"messages": _plain(model_input), "temperature": 0}
@@ -89,16 +89,16 @@ class ChatModel:
         try:
             if not isinstance(fields.get("messages"), list):
                 shape = '[{"role": "user", "content": "…"}, …]'
-                raise ApiError(400, f'expected chat messages, {shape}, or a request, {{"messages": {shape}}}', "shape")
+                raise RequestError(f'expected chat messages, {shape}, or a request, {{"messages": {shape}}}')
             for name in ELSEWHERE:
                 if fields.get(name):
-                    raise ApiError(400, f"{name}: this model is asked one chat at a time; use deltamem serve", name)
+                    raise RequestError(f"{name}: this model is asked one chat at a time; use deltamem serve")
             asked = ChatRequest.model_validate({"model": "deltamem", **fields})
             messages = new_messages(chat.state, [message.plain() for message in asked.messages])
             options = asked.options(chat.runtime.sampling, chat.runtime.window, self.max_new_tokens)
             reply = chat.send(messages, **vars(options))
-        except (ApiError, ValidationError, DeltaMemError) as error:
-            raise MlflowException.invalid_parameter_value(as_api_error(error).message) from error
+        except (ValidationError, DeltaMemError) as error:
+            raise MlflowException.invalid_parameter_value(as_request_error(error).message) from error
         return Completion(asked.model).whole(reply, session_facts(chat.state)) if whole else reply.text
 
 

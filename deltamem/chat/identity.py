@@ -1,4 +1,4 @@
-"""TODO deltamem/chat/identity.py."""
+"""Which adapter and which backbone a saved chat belongs to: digests over what they compute, not over their names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,31 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from deltamem.adapters.tensors import collect_tensors
+from deltamem.model import DeltaMemModel
+
 # Reading 16 GB of weights takes ten seconds or more, and every restored chat has a runtime of its own.
 _HASHED: WeakKeyDictionary[PreTrainedModel, tuple[list, list[str]]] = WeakKeyDictionary()
+
+
+def adapter_digest(model: DeltaMemModel) -> str:
+    """sha256 over the adapter's function: its configuration (not the backbone's name) and its tensors."""
+    config = model.config.to_dict()
+    for name in ("base_model_name_or_path", "revision"):
+        del config[name]
+    tensors = collect_tensors(model.memory_layers.state_dict(), model.config)
+    return _digest(config, tensors, _hash(tensors))
+
+
+def backbone_digest(base: PreTrainedModel) -> str:
+    """sha256 over the backbone's weights, class and position encoding; taken once per backbone in memory."""
+    config = base.config.get_text_config(decoder=True)
+    facts = {"class": type(base).__name__, "rope": getattr(config, "rope_parameters", None)}
+    tensors = {name: parameter.detach() for name, parameter in base.named_parameters()}
+    unchanged = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors.values()]
+    if base not in _HASHED or _HASHED[base][0] != unchanged:
+        _HASHED[base] = unchanged, _hash(tensors)
+    return _digest(facts, tensors, _HASHED[base][1])
 
 
 def _hash(tensors: dict[str, Tensor]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What every chat on one model shares, and the state of one chat as a value."""
+"""What every chat on one model shares: the model, its tokenizer, the window, and what a turn is to feed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from deltamem.adapters.tensors import collect_tensors
 from deltamem.backbone import facts
+from deltamem.chat import identity
 from deltamem.chat.format import encode_messages
-from deltamem.chat.identity import _HASHED, _digest, _hash
 from deltamem.chat.messages import EncodedMessages, Message
 from deltamem.chat.prompt_parts import PART_TOKENS
 from deltamem.chat.state import ChatState, Prompt
@@ -49,6 +48,7 @@ class ChatRuntime:
         self.part_tokens = part_tokens
 
     def new_state(self) -> ChatState:
+        """A chat without messages and with an empty memory."""
         return ChatState(self.model.new_memory(1))
 
     @cached_property
@@ -58,8 +58,10 @@ class ChatRuntime:
 
     @cached_property
     def sampling(self) -> dict[str, float]:
-        """The temperature, top_p and top_k to draw with where nobody says: the backbone's generation config's, else
-        1, 1 and 0, as OpenAI's."""
+        """The temperature, top_p and top_k to draw with where nobody says.
+
+        They are the backbone's generation config's, else 1, 1 and 0, as OpenAI's.
+        """
         said = self.model.base_model.generation_config.to_diff_dict()  # without transformers' own defaults
         defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
         return {name: other if said.get(name) is None else said[name] for name, other in defaults.items()}
@@ -71,10 +73,9 @@ class ChatRuntime:
         first new message is taken from a chat of two stand-ins, so a template that rewrites earlier turns
         (leaves out their reasoning, dates the system message) can't make the cache wrong.
 
-        When cache, messages and a reply don't fit the window, earlier turns leave: the latest turns that fill
-        at most half of the room that is left are rendered and read anew, without being written again. So the
-        positions start from zero again (which every kind of position encoding allows) and the next turns are
-        cheap again.
+        When cache, messages and a reply don't fit the window, earlier turns leave: the latest turns that fill at most
+        half of the room that is left are rendered and read anew, without being written again. The positions then start
+        from zero (which every kind of position encoding allows), and the turns that follow are cheap again.
 
         Raises:
             WindowError: the new messages alone don't fit.
@@ -110,26 +111,12 @@ class ChatRuntime:
     def _encode(self, messages: Sequence[Message]) -> EncodedMessages:
         return encode_messages(self.tokenizer, messages, True, self.model.config.segment)
 
-    # --- which model a saved chat belongs to
-    # ------------------------------------------------------------------
-
     @cached_property
     def adapter_digest(self) -> str:
-        """sha256 over the adapter's function: its configuration (not the backbone's name) and its tensors."""
-        config = self.model.config.to_dict()
-        for name in ("base_model_name_or_path", "revision"):
-            del config[name]
-        tensors = collect_tensors(self.model.memory_layers.state_dict(), self.model.config)
-        return _digest(config, tensors, _hash(tensors))
+        """Tells a saved chat's adapter from others."""
+        return identity.adapter_digest(self.model)
 
     @cached_property
     def backbone_digest(self) -> str:
-        """sha256 over the backbone's weights, class and position encoding; taken once per backbone in memory."""
-        base = self.model.base_model
-        config = base.config.get_text_config(decoder=True)
-        facts = {"class": type(base).__name__, "rope": getattr(config, "rope_parameters", None)}
-        tensors = {name: parameter.detach() for name, parameter in base.named_parameters()}
-        unchanged = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors.values()]
-        if base not in _HASHED or _HASHED[base][0] != unchanged:
-            _HASHED[base] = unchanged, _hash(tensors)
-        return _digest(facts, tensors, _HASHED[base][1])
+        """Tells a saved chat's backbone from others."""
+        return identity.backbone_digest(self.model.base_model)

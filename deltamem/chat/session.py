@@ -75,6 +75,7 @@ class ChatSession:
 
     @property
     def memory(self) -> DeltaMemory:
+        """What the chat has written so far (one row)."""
         return self.state.memory
 
     @property

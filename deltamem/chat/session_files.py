@@ -1,12 +1,11 @@
 """Saved sessions: a folder of safetensors files and one JSON file.
 
-    session.json                what the folder holds: messages, tokens, settings, digests, and the names
-    below keys-<random>.safetensors   keys and values of consecutive tokens; together, in order, the whole
-    cache memory-<random>.safetensors the memory, as DeltaMemory.save writes it
+- ``session.json``: what the folder holds: messages, tokens, settings, digests, and the names of the other files
+- ``keys-<random>.safetensors``: keys and values of consecutive tokens; together, in order, they are the whole cache
+- ``memory-<random>.safetensors``: the memory, as :meth:`deltamem.memory.DeltaMemory.save` writes it
 
-A save writes new files under new names, then replaces session.json, then removes what it no longer names. So
-a crash at any moment leaves the old session or the new one, and saving after a turn costs only that turn's
-tokens.
+A save writes new files under new names, then replaces session.json, then removes what it no longer names. So a crash at
+any moment leaves the old session or the new one, and saving after a turn costs only that turn's tokens.
 """
 
 from __future__ import annotations

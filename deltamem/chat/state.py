@@ -1,4 +1,4 @@
-"""TODO deltamem/chat/state.py."""
+"""One chat between two turns as a value, and what its next turn has to feed."""
 
 from __future__ import annotations
 

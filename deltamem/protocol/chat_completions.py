@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from deltamem.chat.messages import Message
 from deltamem.chat.state import ChatState
 from deltamem.chat.turn import Reply, TurnOptions
-from deltamem.protocol.errors import ApiError
+from deltamem.protocol.errors import RequestError
 
 SESSION_ID = r"^[A-Za-z0-9._:@+-]{1,128}$"
 
@@ -39,7 +39,7 @@ class ChatMessage(BaseModel):
     def plain(self) -> Message:
         for name, value in (self.model_extra or {}).items():
             if value and name not in ("name", "annotations"):
-                raise ApiError(400, f"messages: {name} is not supported, only text", "unsupported", f"messages.{name}")
+                raise RequestError(f"messages: {name} is not supported, only text", "unsupported", f"messages.{name}")
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
@@ -89,7 +89,7 @@ class ChatRequest(BaseModel):
         """How to answer; ``sampling`` says how to draw where the request doesn't."""
         tokens = self.max_completion_tokens or self.max_tokens or min(default_tokens, most_tokens)
         if tokens > most_tokens:
-            raise ApiError(400, f"max_tokens: this server allows at most {most_tokens}", "too_large", "max_tokens")
+            raise RequestError(f"max_tokens: this server allows at most {most_tokens}", "too_large", "max_tokens")
         return TurnOptions(
             max_new_tokens=tokens,
             **{name: value if (said := getattr(self, name)) is None else said for name, value in sampling.items()},
@@ -105,14 +105,13 @@ def new_messages(state: ChatState, sent: Sequence[Message]) -> list[Message]:
     A client may send the whole history each time, as OpenAI's clients do, or only what is new.
 
     Raises:
-        ApiError: the messages contradict the session, or add nothing to it.
+        RequestError: the messages contradict the session, or add nothing to it.
     """
     known = list(state.messages)
     if sent[: len(known)] == known:
         new = sent[len(known) :]
     elif any(m["role"] == "assistant" for m in sent) or (sent[0]["role"] == "system" and sent[:1] != known[:1]):
-        raise ApiError(
-            409,
+        raise RequestError(
             "messages: they are not a continuation of this session. Send only the new messages, or the whole "
             "history as the session has it (GET /v1/sessions/ID shows it), or begin another session",
             "session_conflict",
@@ -121,7 +120,7 @@ def new_messages(state: ChatState, sent: Sequence[Message]) -> list[Message]:
     else:
         new = sent[1:] if sent[0]["role"] == "system" else sent
     if not new or new[-1]["role"] != "user":
-        raise ApiError(400, "messages: the last one must be a new one from the user", "invalid_request", "messages")
+        raise RequestError("messages: the last one must be a new one from the user", param="messages")
     return list(new)
 
 

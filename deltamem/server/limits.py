@@ -8,19 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import Request
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deltamem.protocol.errors import ApiError
+from deltamem.server.errors import ApiError
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Attributes:
-    body_bytes: longest body.
-    body_seconds: longest time for a client to send it.
-    reply_tokens: longest reply a client may ask for.
+    """How much a client may ask of the server at once.
+
+    Attributes:
+        body_bytes: longest body.
+        body_seconds: longest time for a client to send it.
+        reply_tokens: longest reply a client may ask for.
     """
 
     body_bytes: int = 4 << 20
@@ -56,9 +57,8 @@ async def read_body(request: Request, limits: RequestLimits) -> bytes:
     """The request's JSON body, undecoded.
 
     Raises:
-        ApiError: it isn't declared as JSON (which a web page of another origin can't do unasked), is too
-        long, or
-            comes too slowly.
+        ApiError: it isn't declared as JSON (which a web page of another origin can't do unasked), is too long, or comes
+            too slowly.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the body must be JSON, sent as Content-Type: application/json", "unsupported_media_type")
@@ -83,17 +83,3 @@ async def read_body(request: Request, limits: RequestLimits) -> bytes:
         message = f"the body did not arrive within {limits.body_seconds:g} s"
         raise ApiError(408, message, "timeout", headers={"Connection": "close"}) from None
     return bytes(body)
-
-
-class PromptH11(H11Protocol):
-    """uvicorn's protocol, less its patience: a client must send a request's head within ``head_seconds``."""
-
-    head_seconds = 15.0
-
-    def connection_made(self, transport) -> None:
-        super().connection_made(transport)
-        self.loop.call_later(self.head_seconds, self._close_if_silent)
-
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import socket
 
 import uvicorn
 from fastapi import FastAPI
 
 from deltamem.errors import DeltaMemError
-from deltamem.server.limits import LOOPBACK, PromptH11
+from deltamem.server.limits import LOOPBACK
+
+HEAD_SECONDS = 15.0
+_HEADS_END = re.compile(rb"\n\r?\n")
 
 
-def make_server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
-    """A uvicorn server for ``app``; its ``run()`` ends on SIGINT and SIGTERM, after the running replies."""
+def make_server(app: FastAPI, host: str, port: int, head_seconds: float = HEAD_SECONDS) -> uvicorn.Server:
+    """A uvicorn server for ``app``; its ``run()`` ends on SIGINT and SIGTERM, after the running replies.
+
+    Args:
+        head_seconds: how long a client that has connected may take to send its first request's head.
+    """
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=PromptH11,
+        http="h11",
         ws="none",
         log_level="warning",
         server_header=False,
@@ -26,7 +35,36 @@ def make_server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
         limit_concurrency=1024,
         h11_max_incomplete_event_size=64 << 10,
     )
+    config.load()
+    config.http_protocol_class = with_deadline(config.http_protocol_class, head_seconds)
     return uvicorn.Server(config)
+
+
+def with_deadline(protocol: type[asyncio.Protocol], head_seconds: float) -> type[asyncio.Protocol]:
+    """The protocol, less its patience: it closes a connection over which no request's head comes in time.
+
+    uvicorn has no setting for this, and a waiting connection counts against ``limit_concurrency``. Only what asyncio
+    defines for every protocol is used.
+    """
+
+    class PromptProtocol(protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._tail = b""
+            self._deadline = asyncio.get_running_loop().call_later(head_seconds, transport.close)
+
+        def data_received(self, data: bytes) -> None:
+            if not self._deadline.cancelled():
+                if _HEADS_END.search(self._tail + data):
+                    self._deadline.cancel()
+                self._tail = (self._tail + data)[-2:]
+            super().data_received(data)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self._deadline.cancel()
+            super().connection_lost(error)
+
+    return PromptProtocol
 
 
 def check_reach(host: str, api_key: str | None) -> None:

@@ -21,10 +21,13 @@ from deltamem.chat import session_files
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
 from deltamem.errors import DeltaMemError
-from deltamem.protocol.errors import ApiError
 from deltamem.server.metrics import Metrics
 
 log = logging.getLogger("deltamem.server")
+
+
+class StoreFullError(DeltaMemError):
+    """No more sessions can be begun."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class SessionStore:
         self.remove_expired()
 
     def close(self) -> None:
+        """Let another server use the folder."""
         self._lock_file.close()
 
     def get(self, session_id: str) -> ChatState | None:
@@ -96,11 +100,11 @@ class SessionStore:
         return state
 
     def check_room(self, session_id: str) -> None:
-        """Raise ApiError if this would be a new session and there is no room for one."""
+        """Raise StoreFullError if this would be a new session and there is no room for one."""
         with self._guard:
             full = len(self._kept) >= self.limits.sessions or self._disk_bytes() >= self.limits.disk_bytes
             if full and _name(session_id) not in self._kept:
-                raise ApiError(429, "no more sessions can be kept; delete some", "session_limit", "session_id")
+                raise StoreFullError("no more sessions can be kept; delete some")
 
     def put(self, session_id: str, state: ChatState) -> ChatState:
         """Keep a state; when this returns, it is on disk."""
@@ -116,6 +120,7 @@ class SessionStore:
         return self._remove(_name(session_id))
 
     def disk_bytes(self, session_id: str) -> int:
+        """Size of a kept session's files."""
         return self._kept[_name(session_id)].nbytes
 
     def remove_expired(self) -> None:

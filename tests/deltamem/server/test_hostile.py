@@ -1,16 +1,17 @@
 """Hostile and clumsy clients: each is answered in OpenAI's shape, none gets through, the server lives on."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from deltamem.errors import DeltaMemError
-from deltamem.server.limits import PromptH11
-from deltamem.server.run import check_reach
+from deltamem.server.run import check_reach, with_deadline
 from deltamem.server.store import StoreLimits
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0}
@@ -150,12 +151,25 @@ def test_a_slow_body_is_given_up(server):
     assert healthy(server)
 
 
-def test_a_slow_head_is_given_up(start_server, monkeypatch):
-    monkeypatch.setattr(PromptH11, "head_seconds", 0.3)
-    server = start_server()
+def test_a_slow_head_is_given_up(start_server):
+    server = start_server(head_seconds=0.3)
     with connect(server) as client:
         client.sendall(b"GET / HT")
         assert client.recv(100) == b""
+
+
+@pytest.mark.parametrize("head, closed", [(b"GET / HTTP/1.1\r\nA: b\r\n\r\n", False), (b"GET /\r\nA: b\r\n", True)])
+def test_a_connection_lives_on_once_a_head_has_come_in_whatever_pieces(head, closed):
+    async def connect():
+        ended = asyncio.Event()
+        protocol = with_deadline(asyncio.Protocol, 0)()
+        protocol.connection_made(SimpleNamespace(close=ended.set))
+        for byte in head:  # all before the loop gets to the deadline
+            protocol.data_received(bytes([byte]))
+        await asyncio.sleep(0.01)
+        return ended.is_set()
+
+    assert asyncio.run(connect()) is closed
 
 
 @pytest.mark.parametrize("junk", [b"\x16\x03\x01\x02\x00\x01", b"\0" * 500, b"GET " + b"a" * 70_000, b"{}\r\n\r\n"])

@@ -11,8 +11,8 @@ import pytest
 
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.turn import Turn, TurnOptions
-from deltamem.server.engine import Cancelled, Engine, Finished, Job
 from deltamem.server.metrics import Metrics
+from deltamem.server.scheduler import Cancelled, Finished, Job, TurnScheduler
 from tests.chat_models import make_chat_model
 
 PART = 16
@@ -20,11 +20,11 @@ LONG, SHORT = "a long message, " * 30, "short"
 
 
 class Bench:
-    """An engine whose passes and events are noted in the order in which they happen."""
+    """A scheduler whose passes and events are noted in the order in which they happen."""
 
     def __init__(self):
         self.runtime = ChatRuntime(*make_chat_model(), part_tokens=PART)
-        self.engine = Engine(Metrics())
+        self.scheduler = TurnScheduler(Metrics())
         self.events, self.ends = [], {}
         self.on_pass = lambda tokens: None
         self.runtime.model.base_model.register_forward_pre_hook(self._note, with_kwargs=True)
@@ -38,7 +38,7 @@ class Bench:
         )
         self.ends[name] = threading.Event()
         job = Job(turn, lambda event: self._emit(name, event), commit)
-        self.engine.submit(job)
+        self.scheduler.submit(job)
         return job
 
     def wait(self, name):
@@ -60,7 +60,7 @@ class Bench:
 def bench():
     bench = Bench()
     yield bench
-    bench.engine.stop()
+    bench.scheduler.stop()
 
 
 def test_a_running_reply_goes_on_between_the_parts_of_a_long_prompt(bench):
@@ -116,7 +116,7 @@ def test_a_turn_called_off_while_it_is_decoded_leaves_nothing_behind(bench):
     assert isinstance(bench.wait("gone"), Cancelled)
     del job
     ends = time.monotonic() + 30
-    while turn() is not None and time.monotonic() < ends:  # the engine's thread is still on its way to its rest
+    while turn() is not None and time.monotonic() < ends:  # the scheduler's thread is still on its way to its rest
         gc.collect()
         time.sleep(0.01)
     assert turn() is None

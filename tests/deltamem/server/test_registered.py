@@ -184,3 +184,26 @@ def test_a_backbone_that_is_gone_is_named(registry, tmp_path):
         mlflow.pyfunc.load_model(str(moved))
     model, _ = load(str(registry.backbone), None, str(moved), "cpu", "auto")
     assert model.config.strategy == "ssw"
+
+
+WITHOUT_A_WEB_FRAMEWORK = """
+import json, sys
+import mlflow.pyfunc  # brings FastAPI with it, for its own server
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("fastapi", "starlette", "uvicorn"):
+            raise ImportError(f"{name} is not for a registered model")
+
+for name in [name for name in sys.modules if name.partition(".")[0] in ("fastapi", "starlette", "uvicorn")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Blocked())
+print(json.dumps(mlflow.pyfunc.load_model(sys.argv[1]).predict(json.loads(sys.argv[2]))["choices"]))
+"""
+
+
+def test_a_registered_model_answers_where_no_web_framework_can_be_imported(registry, pyfunc):
+    command = [sys.executable, "-c", WITHOUT_A_WEB_FRAMEWORK, str(registry.folder), json.dumps(REQUEST)]
+    places = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == pyfunc.predict(REQUEST)["choices"]

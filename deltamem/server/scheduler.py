@@ -20,7 +20,6 @@ import torch
 from deltamem.chat.batch import Batch
 from deltamem.chat.state import ChatState
 from deltamem.chat.turn import Reply, Turn, choose
-from deltamem.protocol.errors import ApiError
 from deltamem.server.metrics import Metrics
 
 
@@ -36,13 +35,21 @@ class Cancelled(Exception):
     """The last event of a job that was called off."""
 
 
+class BusyError(Exception):
+    """Too many jobs are waiting already."""
+
+
+class StoppedError(Exception):
+    """The thread has ended, or ends before it gets to this job."""
+
+
 @dataclass(eq=False)
 class Job:
     """One turn to be done.
 
     Attributes:
         turn: what to feed and decode; made beforehand, as tokenizing a long prompt takes a while.
-        emit: called from the engine's threads with each piece of text (str), then exactly once with
+        emit: called from the scheduler's threads with each piece of text (str), then exactly once with
             :class:`Finished` or an exception.
         commit: makes the new state last; its end is awaited before ``Finished`` is told.
         cancelled: set it to call the job off; the turn then leaves no trace, unless it is being committed
@@ -55,7 +62,7 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class Engine:
+class TurnScheduler:
     """Runs jobs until :meth:`stop`.
 
     Args:
@@ -71,27 +78,27 @@ class Engine:
         self._active: list[Job] = []
         self._stopping = False
         self._commits = ThreadPoolExecutor(2, "deltamem-commit")
-        self._thread = threading.Thread(target=self._run, name="deltamem-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="deltamem-scheduler", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
+        """Whether jobs are still taken."""
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, job: Job) -> None:
         """Queue a job.
 
         Raises:
-            ApiError: too many are waiting, or the engine has stopped.
+            BusyError: too many are waiting.
+            StoppedError: :meth:`stop` was called.
         """
         if self._stopping:
-            raise ApiError(503, "the server is shutting down", "shutting_down")
+            raise StoppedError("the server is shutting down")
         try:
             self._waiting.put_nowait(job)
         except queue.Full:
-            raise ApiError(
-                429, "too many requests are waiting; try again", "busy", headers={"Retry-After": "1"}
-            ) from None
+            raise BusyError("too many requests are waiting; try again") from None
         self._tell()
 
     def stop(self) -> None:
@@ -122,7 +129,7 @@ class Engine:
             if (job := self._waiting.get_nowait()) is not None:
                 left.append(job)
         for job in left:
-            job.emit(ApiError(503, "the server is shutting down", "shutting_down"))
+            job.emit(StoppedError("the server is shutting down"))
 
     def _admit(self) -> None:
         """Give waiting jobs the free places; waits for a job when there is nothing else to do."""
