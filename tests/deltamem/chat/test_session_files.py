@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from deltamem import ChatSession, DeltaMemory
-from deltamem.chat import runtime as chat_runtime
-from deltamem.chat import session_files
+from deltamem.chat import identity, session_files
 from deltamem.chat.turn import Turn, TurnOptions
 from deltamem.errors import SnapshotError
 from tests.chat_models import make_chat_model
@@ -143,8 +142,8 @@ def test_the_backbone_is_digested_once_however_many_chats_are_restored(models, t
     chat = ChatSession(*models)
     chat.send("one", **SHORT)
     chat.save(tmp_path)
-    digested, hash_tensors = [], chat_runtime._hash
-    monkeypatch.setattr(chat_runtime, "_hash", lambda tensors: digested.append(tensors) or hash_tensors(tensors))
+    digested, hash_tensors = [], identity._hash
+    monkeypatch.setattr(identity, "_hash", lambda tensors: digested.append(tensors) or hash_tensors(tensors))
     for _ in range(3):
         ChatSession.load(*models, tmp_path)
     assert all(len(tensors) < len(list(models[0].base_model.parameters())) for tensors in digested)
