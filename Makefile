@@ -3,17 +3,17 @@
 UV_VERSION := 0.13.9
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 VENV := .venv
-EXTRAS := docs quantized test tracking
+EXTRAS := docs test tracking
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 # uv does not read pip's settings; a machine with wheels of its own names their folder in PIP_FIND_LINKS.
 UV := UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test quickstart lint lock clean
+.PHONY: help setup test test-quantized quickstart lint lock clean
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv with the locked dependencies (PYTHON=… picks the interpreter)
 
@@ -38,6 +38,12 @@ $(INSTALLED): $(VENV)/bin/python
 
 test: setup ## run the tests
 	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests -n 2
+
+# Beside the environment and not in it: see the extra in pyproject.toml.
+test-quantized: setup ## run the tests of quantised backbones
+	@$(UV) pip install --quiet --no-deps --target $(VENV)/quantized --python $(VENV)/bin/python \
+	  $$(sed -n 's/^ *"\(torchao==[^"]*\)".*/\1/p' pyproject.toml)
+	$(IN_VENV) PYTHONPATH=$(VENV)/quantized OMP_NUM_THREADS=1 python -m pytest tests -m quantized
 
 quickstart: setup ## run the whole workflow at its smallest, on two cores
 	$(IN_VENV) snakemake --cores 2
