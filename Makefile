@@ -52,8 +52,11 @@ quickstart: setup ## run the whole workflow at its smallest, on two cores
 	@echo "Results:          results/quickstart/report/index.html"
 	@echo "How it was made:  results/quickstart/report/workflow.html"
 
-lint: setup ## check the code's style
+lint: setup ## check style, format, import contracts and types
 	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+	$(IN_VENV) lint-imports
+	$(IN_VENV) ty check
 
 # The lock is solved for a CPU build of torch, so that it names no CUDA libraries (where pip finds none:
 # UV_TORCH_BACKEND=cpu make lock). The local part of a version (+cpu) names a build, which differs by machine.
@@ -64,5 +67,5 @@ lock: setup ## bring requirements.lock in step with pyproject.toml
 	sed 's/+cpu$$//' requirements.lock > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 clean: ## remove .venv and the caches; results/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
