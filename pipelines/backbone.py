@@ -8,19 +8,17 @@ digest is left as it is.
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipelines.backbones.prepared import RECORD, content_digest, load_tokenizer, read_record
+from pipelines.backbones.prepared import RECORD, backbone_record, content_digest, load_tokenizer
 from pipelines.backbones.sources import fetch
 from pipelines.config import load_config
 from pipelines.config.backbones import Backbone
 from pipelines.errors import StageError, run_stage
-from pipelines.run.files import room_to_write
+from pipelines.run.files import replacing, write_record
 from pipelines.run.layout import Layout
 from pipelines.run.provenance import provenance
 
@@ -35,23 +33,14 @@ def prepare_backbone(name: str, spec: Backbone, folder: Path) -> dict[str, Any]:
     isn't what the spec says, or isn't a causal language model with a chat template.
     """
     if _is_complete(folder, spec):
-        return read_record(folder)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with room_to_write(folder.parent):
-            partial.mkdir(parents=True)
-            record = _fill(partial, name, spec)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return record
+        return backbone_record(folder)
+    with replacing(folder) as partial:
+        return _fill(partial, name, spec)
 
 
 def _is_complete(folder: Path, spec: Backbone) -> bool:
     try:
-        record = read_record(folder)
+        record = backbone_record(folder)
         return record["source"] == spec.model_dump(mode="json") and record["digest"] == content_digest(folder)
     except (StageError, ValueError, KeyError):  # a damaged folder is made anew
         return False
@@ -67,7 +56,7 @@ def _fill(folder: Path, name: str, spec: Backbone) -> dict[str, Any]:
         "revision": revision,
         "provenance": provenance(spec),
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(folder / RECORD, record)
     return record
 
 

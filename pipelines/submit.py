@@ -11,25 +11,21 @@ asks for a token gets the one Ray is told of (RAY_AUTH_MODE=token, and RAY_AUTH_
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
-# Ray reads it at import
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+import typer
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+from requests.exceptions import RequestException
+from rich.console import Console
 
-import typer  # noqa: E402
-from ray.exceptions import AuthenticationError  # noqa: E402
-from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: E402
-from requests.exceptions import RequestException  # noqa: E402
-from rich.console import Console  # noqa: E402
-
-from pipelines.config import load_config  # noqa: E402
-from pipelines.config.files import PROJECT_ROOT  # noqa: E402
-from pipelines.errors import StageError, run_stage  # noqa: E402
+from pipelines.config import load_config
+from pipelines.config.files import PROJECT_ROOT
+from pipelines.errors import StageError, run_stage
 
 AGENT_SECONDS = 90
 

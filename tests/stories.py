@@ -17,5 +17,10 @@ def context(*asked):
     return Context("c", [{"role": "user", "content": text} for text in STORY], questions)
 
 
+def no_summaries(texts, limit):
+    """For a transform that asks for none."""
+    raise AssertionError("this method writes no summaries")
+
+
 def texts(made):
     return [message["content"] for message in made.history]

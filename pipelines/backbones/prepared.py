@@ -1,4 +1,4 @@
-"""TODO pipelines/backbones/prepared.py."""
+"""A prepared backbone: its folder read back as a model, a tokenizer and a digest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import is_flash_attn_2_available
 
 from pipelines.errors import StageError
+from pipelines.run.files import file_digest, read_record
 
 RECORD = "backbone.json"
 
@@ -32,7 +33,7 @@ def load_backbone(
     incomplete or damaged, when there is no such device, or when the weights don't fit on it.
     """
     folder, device = Path(folder), torch.device(device or "cpu")
-    spec = read_record(folder)["source"]
+    spec = backbone_record(folder)["source"]
     dtype = dtype or spec["dtype"]
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     _check_room(folder, dtype, device)
@@ -78,7 +79,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def backbone_digest(folder: str | Path) -> str:
     """The digest (sha256 hex) that `folder` got when it was prepared."""
-    return read_record(Path(folder))["digest"]
+    return backbone_record(Path(folder))["digest"]
 
 
 def content_digest(folder: Path) -> str:
@@ -89,32 +90,29 @@ def content_digest(folder: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.name != RECORD:
-            total.update(f"{path.name} {_file_digest(path)}\n".encode())
+            total.update(f"{path.name} {_model_file_digest(path)}\n".encode())
     return total.hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def _model_file_digest(path: Path) -> str:
     if path.name in ("config.json", "generation_config.json"):
         content = json.loads(path.read_text())
         content.pop("transformers_version", None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def backbone_record(folder: Path) -> dict[str, Any]:
     """What `prepare_backbone` recorded of a backbone folder. Raises StageError if it isn't complete."""
-    try:
-        return json.loads((folder / RECORD).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise StageError(_damaged(folder, error)) from error
+    return read_record(folder / RECORD, f"{folder} is not a complete backbone folder. {_make_anew(folder)}")
 
 
 def _damaged(folder: Path, error: Exception) -> str:
-    return (
-        f"{folder} is not a complete backbone folder ({error}). Remove it and run "
-        f"`python -m pipelines.backbone --config CONFIG --backbone {folder.name}` again."
-    )
+    return f"{folder} is not a complete backbone folder ({error}). {_make_anew(folder)}"
+
+
+def _make_anew(folder: Path) -> str:
+    return f"Remove it and run `python -m pipelines.backbone --config CONFIG --backbone {folder.name}` again."
 
 
 def _check_room(folder: Path, dtype: torch.dtype, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.errors import StageError
-from pipelines.run.files import _sha256
+from pipelines.run.files import file_digest
 
 MANIFEST = "manifest.json"
 ROWS_PER_BATCH = 16
@@ -57,7 +57,7 @@ def write_shards(rows: Iterable[dict[str, Any]], folder: Path, shard_bytes: int)
                 count += batch.num_rows
                 size += batch.nbytes
                 batch = next(batches, None) if size < shard_bytes else None
-        shards.append({"file": path.name, "rows": count, "bytes": path.stat().st_size, "sha256": _sha256(path)})
+        shards.append({"file": path.name, "rows": count, "bytes": path.stat().st_size, "sha256": file_digest(path)})
     return shards
 
 
@@ -96,7 +96,7 @@ def open_episodes(folder: str | Path) -> pa.Table:
         path = folder / shard["file"]
         if not path.is_file():
             raise StageError(f"{path}: the manifest lists this shard, but it is missing; {_remedy(folder)}")
-        if _sha256(path) != shard["sha256"]:
+        if file_digest(path) != shard["sha256"]:
             raise StageError(
                 f"{path}: this shard is corrupt ({path.stat().st_size} bytes, {shard['bytes']} were written; "
                 f"its sha256 differs from the manifest's); {_remedy(folder)}"

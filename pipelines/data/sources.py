@@ -14,6 +14,7 @@ from pipelines.config import Data
 from pipelines.data.generate import Split, generate_papers
 from pipelines.data.papers import BadRecord, Paper, parse_papers, read_papers
 from pipelines.errors import StageError
+from pipelines.run.files import file_digest
 
 HUB_SPLITS = {"train": "train", "eval": "validation"}
 HUB_PARQUET = "refs/convert/parquet"
@@ -71,7 +72,7 @@ def _from_files(paths: list[Path]) -> Corpus:
             else:
                 first_file[paper.paper_id] = path
                 papers.append(paper)
-        files.append({"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+        files.append({"path": str(path), "sha256": file_digest(path)})
     return Corpus(papers, bad_records, {"files": files})
 
 

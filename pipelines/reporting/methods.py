@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from deltamem import DeltaMemConfig
 from pipelines.config import FROZEN, Config
 from pipelines.config.adapter import THIRDS, adapter_config
+from pipelines.strategies.kinds import KINDS
 
 PLAIN = "tsw"
 """The write strategy whose default adapter ablations are measured against."""
 
-_KINDS = ("bm25", "llmlingua2", "memory_bank", "lora", "delta")
 _GROUPS = {"steer": "heads", "layers": "depth", "rank": "rank", "alpha": "scale", "num_states": "states"}
 _FOLLOWS = {"alpha": "rank"}
 """Fields whose change belongs to another's: the scale to the rank."""
@@ -42,12 +41,13 @@ class Methods:
     """
 
     def __init__(self, config: Config) -> None:
-        ranked = sorted(config.strategies.items(), key=lambda item: _KINDS.index(item[1].kind))
+        order = list(KINDS)
+        ranked = sorted(config.strategies.items(), key=lambda item: order.index(item[1].kind))
         self.names = [FROZEN, *(name for name, _ in ranked)]
         self._strategies: Mapping[str, Any] = dict(ranked)
         self.of_paper = {FROZEN: FROZEN}
         for name, strategy in ranked:
-            if (row := _paper_name(strategy)) is not None:
+            if (row := KINDS[strategy.kind].paper_row(strategy)) is not None:
                 self.of_paper.setdefault(row, name)
         self.plain = self.of_paper.get(PLAIN)
         self.ablations: dict[str, Ablation] = {}
@@ -64,7 +64,7 @@ class Methods:
 
     @property
     def with_memory(self) -> list[str]:
-        return [name for name, strategy in self._strategies.items() if strategy.kind == "delta"]
+        return [name for name, strategy in self._strategies.items() if KINDS[strategy.kind].has_memory]
 
     @property
     def trained(self) -> list[str]:
@@ -92,17 +92,6 @@ class Methods:
             for group, members in found.items()
             if self.variants & {name for _, _, name in members}
         }
-
-
-def _paper_name(strategy: Any) -> str | None:
-    """The paper's row that a strategy reproduces: its kind, or the write strategy of a default adapter."""
-    if strategy.kind == "lora":
-        return "context2lora" if strategy.context else None
-    if strategy.kind != "delta":
-        return strategy.kind
-    adapter = _adapter(strategy)
-    plain = DeltaMemConfig(strategy=adapter["strategy"]).to_dict()
-    return adapter["strategy"] if adapter == plain else None
 
 
 def _adapter(strategy: Any) -> dict[str, Any]:

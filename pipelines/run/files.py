@@ -1,4 +1,4 @@
-"""TODO pipelines/run/files.py."""
+"""Records and folders of a run: they appear whole or not at all, and a full disk is named."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     Raises StageError if the disk gets full.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = _beside(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with room_to_write(folder.parent):
@@ -68,18 +68,39 @@ def check_free_space(folder: Path, needed: int) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path, stage: str) -> dict[str, Any]:
+def read_record(path: Path, remedy: str) -> dict[str, Any]:
+    """What :func:`write_record` wrote. Raises StageError, with the remedy, where there is no such record."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise StageError(f"{path}: can't be read ({error}). Run `python -m pipelines.{stage}` for it first.") from None
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path}: can't be read ({error}). {remedy}") from None
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
+def run_first(stage: str) -> str:
+    """The remedy for a record that a stage should have left."""
+    return f"Run `python -m pipelines.{stage}` for it first."
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record as JSON, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    partial = _beside(path)
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _read(path: Path, stage: str) -> dict[str, Any]:
+    return read_record(path, run_first(stage))
+
+
+_write = write_record
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import threading
 import time
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -80,46 +77,3 @@ class Meter:
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-class _Watcher:
-    """A progress bar (or, where output isn't a terminal, a line now and then) fed by the growing curve file."""
-
-    def __init__(self, curve: Path, title: str, steps: int):
-        self.curve, self.steps = curve, steps
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.task = self.bar.add_task(title, total=steps, loss="–")
-        self.title, self.said = title, -1.0
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _Watcher:
-        self.bar.start()
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
-        self._show()
-        self.bar.stop()
-
-    def _watch(self) -> None:
-        while not self.done.wait(1.0):
-            self._show()
-
-    def _show(self) -> None:
-        try:
-            with self.curve.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            step, loss = int(rows[-1]["step"]), f"{float(rows[-1]['loss']):.3f}"
-        except (OSError, IndexError, ValueError, TypeError, KeyError):
-            return  # not there yet, or read while a row was being written
-        self.bar.update(self.task, completed=step, loss=loss)
-        if not self.console.is_terminal and (step >= self.said + self.steps / 10 or step == self.steps != self.said):
-            self.said = step
-            self.console.print(f"{self.title}: step {step} of {self.steps}, loss {loss}")

@@ -11,19 +11,20 @@ from dataclasses import replace
 from pipelines.benchmarks.base import Context
 from pipelines.benchmarks.files import from_hub
 from pipelines.config.strategies import LlmLingua2Strategy
+from pipelines.strategies.transform import ContextTransform, Summarise
 
 
-class LlmLingua2:
+class LlmLingua2(ContextTransform[LlmLingua2Strategy]):
     """The package's compressor.
 
     Raises:
         StageError: the classifier, or the word counts that the package downloads, can't be had.
     """
 
-    def __init__(self, settings: LlmLingua2Strategy, device: str) -> None:
+    def __init__(self, settings: LlmLingua2Strategy, summarise: Summarise, device: str) -> None:
         from llmlingua import PromptCompressor
 
-        self.settings = settings
+        super().__init__(settings, summarise, device)
         self._compressor = from_hub(
             f"LLMLingua-2's classifier {settings.model}",
             "give a folder that holds it as 'model'; the package's tokenizer (tiktoken) must be in its cache",

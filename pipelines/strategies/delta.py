@@ -1,4 +1,4 @@
-"""TODO pipelines/strategies/delta.py."""
+"""Training a δ-mem adapter."""
 
 from __future__ import annotations
 

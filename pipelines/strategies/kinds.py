@@ -1,55 +1,117 @@
-"""What δ-mem is compared with, each a strategy of the configuration.
+"""Every kind of strategy in one table: what its entries look like, how it is trained, loaded and reported.
 
-Three need no training and give the frozen backbone a shorter history to read: retrieval (BM25), compression
-(LLMLingua-2) and MemoryBank. Two are LoRA adapters trained on the same episodes: with the context in the
-prompt (Context2LoRA), and without it, which shows what adapting to the answers' style buys by itself.
-
-MemGen and MLP Memory, the paper's other two, would each be a module here; see ``README.md`` in this folder.
+δ-mem is compared with what needs no training and gives the frozen backbone a shorter history to read (retrieval by
+BM25, compression by LLMLingua-2, MemoryBank), and with LoRA adapters trained on the same episodes: with the context in
+the prompt (Context2LoRA), and without it, which shows what adapting to the answers' style buys by itself. MemGen and
+MLP Memory, the paper's other two, would each be a module and a row here; see ``README.md`` in this folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
+from deltamem.config import DeltaMemConfig
 from pipelines.config import Cell, Config
-from pipelines.strategies.delta import DeltaRecipe
-from pipelines.strategies.memory_bank import Summarise
-from pipelines.training.recipe import Recipe
+from pipelines.config.adapter import THIRDS, adapter_config
+from pipelines.config.strategies import (
+    Bm25Strategy,
+    DeltaStrategy,
+    LlmLingua2Strategy,
+    LoraStrategy,
+    MemoryBankStrategy,
+)
+from pipelines.config.types import Section
 
 if TYPE_CHECKING:
-    from pipelines.benchmarks.base import Context
-    from pipelines.config.strategies import Bm25Strategy, LlmLingua2Strategy, MemoryBankStrategy
-
-ContextTransform = Callable[["Context"], Iterator["Context"]]
-"""From a context to contexts with its questions and what the method lets the model read of its history."""
+    from pipelines.strategies.transform import ContextTransform, Summarise
+    from pipelines.training.recipe import Recipe
 
 
-def context_transform(
-    settings: Bm25Strategy | LlmLingua2Strategy | MemoryBankStrategy, summarise: Summarise, device: str
-) -> ContextTransform:
-    """The transform of a baseline that needs no training.
+@dataclass(frozen=True)
+class Kind:
+    """What the pipeline has to know of a kind. Code is named, as "module:name", and imported on use: a method brings
+    libraries that whoever only plans or reports a run shouldn't wait for.
+
+    Attributes:
+        settings: class of its entries in the configuration.
+        paper_row: from an entry to the row of the paper's table that it reproduces, None for none.
+        transform: the :class:`ContextTransform` of a method without training.
+        recipe: the :class:`Recipe` of a trained one.
+        load: function (base, folder) that gives the frozen backbone with its adapter.
+        has_memory: whether there is a memory to write, read and swap.
+        description: of its registered models, where those have no pyfunc loader.
+    """
+
+    settings: type[Section]
+    paper_row: Callable[[Any], str | None]
+    transform: str | None = None
+    recipe: str | None = None
+    load: str | None = None
+    has_memory: bool = False
+    description: str | None = None
+
+
+def _default_adapter(entry: DeltaStrategy) -> str | None:
+    adapter = adapter_config(entry.adapter, len(THIRDS))
+    return adapter.strategy if adapter == DeltaMemConfig(strategy=adapter.strategy) else None
+
+
+KINDS: Mapping[str, Kind] = {
+    "bm25": Kind(
+        Bm25Strategy,
+        lambda entry: "bm25",
+        transform="pipelines.strategies.retrieval:Bm25",
+    ),
+    "llmlingua2": Kind(
+        LlmLingua2Strategy,
+        lambda entry: "llmlingua2",
+        transform="pipelines.strategies.compression:LlmLingua2",
+    ),
+    "memory_bank": Kind(
+        MemoryBankStrategy,
+        lambda entry: "memory_bank",
+        transform="pipelines.strategies.memory_bank:MemoryBank",
+    ),
+    "lora": Kind(
+        LoraStrategy,
+        lambda entry: "context2lora" if entry.context else None,
+        recipe="pipelines.strategies.lora_recipe:LoraRecipe",
+        load="pipelines.strategies.lora:load_lora",
+        description="A LoRA adapter's files as PEFT writes them, without a pyfunc loader: download them and use "
+        "peft.PeftModel.from_pretrained(backbone, FOLDER).",
+    ),
+    "delta": Kind(
+        DeltaStrategy,
+        _default_adapter,
+        recipe="pipelines.strategies.delta:DeltaRecipe",
+        load="deltamem:DeltaMemModel.from_pretrained",
+        has_memory=True,
+    ),
+}
+"""In the order of the report."""
+
+
+def context_transform(entry: Any, summarise: Summarise, device: str) -> ContextTransform:
+    """What a method without training does to a context.
 
     Raises:
         StageError: the compression model can't be loaded.
     """
-    if settings.kind == "bm25":
-        from pipelines.strategies.retrieval import Bm25
-
-        return Bm25(settings)
-    if settings.kind == "llmlingua2":
-        from pipelines.strategies.compression import LlmLingua2
-
-        return LlmLingua2(settings, device)
-    from pipelines.strategies.memory_bank import MemoryBank
-
-    return MemoryBank(settings, summarise)
+    return resolve_name(KINDS[entry.kind].transform)(entry, summarise, device)
 
 
 def recipe_of(config: Config, cell: Cell) -> Recipe:
-    """The recipe of the cell's kind of strategy."""
-    if cell.strategy.kind == "delta":
-        return DeltaRecipe(config, cell)
-    from pipelines.strategies.lora_recipe import LoraRecipe
+    """The recipe of a cell's kind of strategy."""
+    return resolve_name(KINDS[cell.strategy.kind].recipe)(config, cell)
 
-    return LoraRecipe(config, cell)
+
+def load_adapter(kind: str, base: Any, folder: Any) -> Any:
+    """A backbone with the adapter in a folder, for inference.
+
+    Raises:
+        StageError, DeltaMemError: the folder is damaged, or doesn't fit the backbone.
+    """
+    return resolve_name(KINDS[kind].load)(base, folder)

@@ -16,20 +16,18 @@ What is simpler here, and why:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from pipelines.benchmarks.base import Context
 from pipelines.config.strategies import MemoryBankStrategy
 from pipelines.strategies.passages import Index, asked_alone, best
+from pipelines.strategies.transform import ContextTransform
 
 
-class MemoryBank:
+class MemoryBank(ContextTransform[MemoryBankStrategy]):
     """Every question gets the summaries of all sessions and the passages recalled for it."""
-
-    def __init__(self, settings: MemoryBankStrategy, summarise: Summarise) -> None:
-        self.settings, self.summarise = settings, summarise
 
     def __call__(self, context: Context) -> Iterator[Context]:
         index = Index(context.history, self.settings.passage_characters)
@@ -50,7 +48,3 @@ class MemoryBank:
         written = self.summarise([message["content"] for message in context.history], self.settings.summary_tokens)
         lines = [f"{number}. {text.strip()}" for number, text in enumerate(written, start=1)]
         return ["Summary of what happened, in order:\n" + "\n".join(lines)]
-
-
-Summarise = Callable[[Sequence[str], int], list[str]]
-"""From texts, and a number of tokens, to a summary of each; MemoryBank has the backbone write them."""

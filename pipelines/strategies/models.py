@@ -1,8 +1,6 @@
-"""TODO pipelines/strategies/models.py."""
+"""The model of a cell as it is evaluated: its backbone, and its adapter if it was trained."""
 
 from __future__ import annotations
-
-import hashlib
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,7 +10,9 @@ from pipelines.backbones.prepared import backbone_digest, load_backbone
 from pipelines.config import Config
 from pipelines.errors import StageError
 from pipelines.run import parts
+from pipelines.run.files import file_digest
 from pipelines.run.layout import Layout
+from pipelines.strategies.kinds import load_adapter
 
 
 def load_model(
@@ -36,14 +36,10 @@ def load_model(
             f"{weights.parent}: no adapter to evaluate ({weights.name} is missing). Run `python -m "
             f"pipelines.train` for {backbone}, {strategy}, seed {seed} first."
         )
-    digests["adapter"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    digests["adapter"] = file_digest(weights)
     model, tokenizer = load_backbone(layout.backbone(backbone), device=device)
-    if config.strategies[strategy].kind == "lora":
-        from pipelines.strategies.lora import load_lora
-
-        return load_lora(model, weights.parent), tokenizer, digests
     try:
-        return DeltaMemModel.from_pretrained(model, weights.parent), tokenizer, digests
+        return load_adapter(config.strategies[strategy].kind, model, weights.parent), tokenizer, digests
     except DeltaMemError as error:
         raise StageError(
             f"The adapter of {backbone}, {strategy}, seed {seed} can't be used: {error}. Remove "

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from pipelines.benchmarks.base import Context
 from pipelines.config.strategies import Bm25Strategy
 from pipelines.strategies.passages import Index, asked_alone, best
+from pipelines.strategies.transform import ContextTransform
 
 
-class Bm25:
+class Bm25(ContextTransform[Bm25Strategy]):
     """Every question gets a history of its own: the best passages, in the order of the whole history."""
-
-    def __init__(self, settings: Bm25Strategy) -> None:
-        self.settings = settings
 
     def __call__(self, context: Context) -> Iterator[Context]:
         index = Index(context.history, self.settings.passage_characters)

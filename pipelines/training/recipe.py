@@ -11,7 +11,7 @@ import pyarrow as pa
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipelines.backbones.prepared import load_tokenizer, read_record
+from pipelines.backbones.prepared import backbone_record, load_tokenizer
 from pipelines.config import Cell, Config
 from pipelines.data.shards import open_episodes
 from pipelines.run.layout import Layout
@@ -42,7 +42,7 @@ class Recipe(ABC):
     def origin(self) -> dict[str, str | None]:
         """The backbone's name and revision, as adapter files give them."""
         name = getattr(self.cell.backbone, "id", self.cell.backbone_name)
-        return {"base_model_name_or_path": name, "revision": read_record(self.folder)["revision"]}
+        return {"base_model_name_or_path": name, "revision": backbone_record(self.folder)["revision"]}
 
     def episodes(self) -> tuple[pa.Table, dict[str, Any]]:
         """The rows to train on, and what the training record has to say about those that aren't."""

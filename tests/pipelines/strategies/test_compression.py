@@ -15,7 +15,7 @@ from pipelines.strategies.compression import LlmLingua2
 from pipelines.strategies.kinds import context_transform
 from pipelines.strategies.memory_bank import MemoryBank
 from pipelines.strategies.retrieval import Bm25
-from tests.stories import context, texts
+from tests.stories import context, no_summaries, texts
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def word_counts(monkeypatch):
 
 
 def test_llmlingua_keeps_the_words_that_the_classifier_wants(classifier, word_counts):
-    compress = LlmLingua2(LlmLingua2Strategy(kind="llmlingua2", model=str(classifier), rate=0.5), "cpu")
+    compress = LlmLingua2(LlmLingua2Strategy(kind="llmlingua2", model=str(classifier), rate=0.5), no_summaries, "cpu")
     made = context("What?", "And what?")
     history = ["Xkeep drop Xstay drop drop", "drop drop Xkeep drop"]
     made = Context("c", [{"role": "user", "content": text} for text in history], made.questions)
@@ -78,7 +78,7 @@ def test_llmlingua_keeps_the_words_that_the_classifier_wants(classifier, word_co
 def test_llmlinguas_classifier_out_of_reach_says_what_to_do(tmp_path, word_counts):
     settings = LlmLingua2Strategy(kind="llmlingua2", model=str(tmp_path / "none"))
     with pytest.raises(StageError, match="classifier.*give a folder that holds it as 'model'"):
-        LlmLingua2(settings, "cpu")
+        LlmLingua2(settings, no_summaries, "cpu")
 
 
 def test_every_kind_has_its_transform(classifier, word_counts):
@@ -88,4 +88,4 @@ def test_every_kind_has_its_transform(classifier, word_counts):
         LlmLingua2: LlmLingua2Strategy(kind="llmlingua2", model=str(classifier)),
     }
     for made, strategy in kinds.items():
-        assert isinstance(context_transform(strategy, lambda contents, limit: [], "cpu"), made)
+        assert isinstance(context_transform(strategy, no_summaries, "cpu"), made)

@@ -14,7 +14,7 @@ def memory_bank(**changes):
         return [f"summary {number}" for number in range(len(contents))]
 
     options = {"kind": "memory_bank", "top_k": 1, "passage_characters": 1000, "lifetime": 1.0, **changes}
-    return MemoryBank(MemoryBankStrategy(**options), summarise), asked
+    return MemoryBank(MemoryBankStrategy(**options), summarise, "cpu"), asked
 
 
 def test_memory_bank_puts_summaries_of_all_sessions_first():

@@ -11,12 +11,12 @@ from pipelines.benchmarks import Context
 from pipelines.config.strategies import Bm25Strategy
 from pipelines.strategies.passages import Index, best
 from pipelines.strategies.retrieval import Bm25
-from tests.stories import STORY, context, texts
+from tests.stories import STORY, context, no_summaries, texts
 
 
 def test_bm25_gives_every_question_the_passages_that_share_its_words():
     settings = Bm25Strategy(kind="bm25", top_k=1, passage_characters=1000)
-    car, lake = Bm25(settings)(context("What colour is the car?", "Who went sailing?"))
+    car, lake = Bm25(settings, no_summaries, "cpu")(context("What colour is the car?", "Who went sailing?"))
     assert texts(car) == [STORY[1]]
     assert texts(lake) == [STORY[2]]
     assert (car.context_id, [q.question_id for q in car.questions]) == ("q0", ["q0"])
@@ -25,7 +25,7 @@ def test_bm25_gives_every_question_the_passages_that_share_its_words():
 
 def test_a_long_message_is_cut_under_its_first_line_and_order_is_kept():
     settings = Bm25Strategy(kind="bm25", top_k=2, passage_characters=120)
-    (made,) = Bm25(settings)(context("Tiger cat, red car?"))
+    (made,) = Bm25(settings, no_summaries, "cpu")(context("Tiger cat, red car?"))
     first, second = texts(made)
     assert first.startswith("DATE: 1 May\n") and first.endswith("The cat is called Tiger.")
     assert second == STORY[1]
@@ -47,7 +47,7 @@ def test_the_scores_are_okapis():
 def test_a_history_without_words_is_no_problem(history):
     made = context("Who?")
     empty = Context("c", history, made.questions)
-    (found,) = Bm25(Bm25Strategy(kind="bm25"))(empty)
+    (found,) = Bm25(Bm25Strategy(kind="bm25"), no_summaries, "cpu")(empty)
     assert "".join(texts(found)) == "".join(m["content"].strip() for m in history)
 
 

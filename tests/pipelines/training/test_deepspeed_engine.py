@@ -40,6 +40,7 @@ def _worker(rank, workers, port, folder, start_from):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     from pipelines.data.shards import SCHEMA
+    from pipelines.training import checkpoint
     from pipelines.training import deepspeed_engine as engines
     from pipelines.training.batches import Schedule, collate
     from pipelines.training.learning_rate import learning_rate
@@ -49,7 +50,10 @@ def _worker(rank, workers, port, folder, start_from):
     table = pa.Table.from_pylist(_rows(), schema=SCHEMA)
     schedule = Schedule(table, train, 0, workers)
     engine = engines.make_engine(_objective(), train, schedule.micro, schedule.accumulation, torch.device("cpu"))
-    first = engines.load_state(folder / start_from, engine) if start_from else 0
+    first = 0
+    if start_from:
+        saved, first = checkpoint.load(folder / start_from)
+        engines.set_state(engine, saved, first)
     for step in range(first, STEPS):
         engines.set_learning_rate(engine, learning_rate(train, step, STEPS))
         for groups, weight in schedule.micro_batches(step, rank):
@@ -60,7 +64,7 @@ def _worker(rank, workers, port, folder, start_from):
             if rank == 0:
                 out = folder / f"{start_from or 'straight'}-{workers}-step{step + 1}"
                 out.mkdir()
-                engines.save_state(out, tensors, step + 1, {})
+                checkpoint.save(out, tensors, step + 1, {})
     torch.distributed.destroy_process_group()
 
 

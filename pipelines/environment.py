@@ -1,0 +1,32 @@
+"""What libraries read from the environment when they are imported, or start processes with.
+
+The rooms that bring in such a library call these functions in their ``__init__``, which runs before any module of
+theirs. A value that the user has set stays.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def for_training() -> None:
+    """Ray's and DeepSpeed's."""
+    _default("RAY_USAGE_STATS_ENABLED", "0")
+    _default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every print of a worker appears twice
+    _default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a controller that notices reports and deaths quickly
+    _default("RAY_worker_niceness", "0")  # the workers are the work; by default they give way to everything
+    _default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray never sets the devices of workers without a GPU
+    import torch
+
+    if not torch.cuda.is_available():
+        _default("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for a device when it is imported, and warns of none
+
+
+def for_registry() -> None:
+    """MLflow's."""
+    _default("MLFLOW_DISABLE_TELEMETRY", "true")
+    _default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # a store that is down is said to be within seconds
+
+
+def _default(name: str, value: str) -> None:
+    os.environ.setdefault(name, value)

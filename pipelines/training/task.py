@@ -1,0 +1,33 @@
+"""What a training worker is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pkgutil import resolve_name
+
+from pipelines.config import resolve_config
+from pipelines.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """One cell's training; paths are absolute, because a worker's folder is elsewhere.
+
+    Attributes:
+        config: the resolved configuration as JSON.
+        recipe: "module:name" of the cell's recipe.
+        backbone, strategy, seed: the cell.
+        curve: file of the training curve.
+    """
+
+    config: str
+    recipe: str
+    backbone: str
+    strategy: str
+    seed: int
+    curve: str
+
+    def make_recipe(self) -> Recipe:
+        config = resolve_config(json.loads(self.config), "the training stage's configuration")
+        return resolve_name(self.recipe)(config, config.cell(self.backbone, self.strategy, self.seed))
