@@ -19,12 +19,27 @@ from deltamem.adapters.files import load_adapter, save_adapter
 from deltamem.adapters.locate import locate
 from deltamem.adapters.tensors import collect_tensors, fill_layers
 from deltamem.backbone.acceleration import keep_products
+from deltamem.backbone.calls import (
+    cache_length,
+    check_cache,
+    check_memory,
+    check_positions,
+    check_prompt,
+    check_segments,
+    check_tokens,
+    checked_strength,
+    need_segments,
+    valid_tokens,
+)
 from deltamem.backbone.decoder import find_decoder
-from deltamem.backbone.generation import GenerationMemory, attach_to_cache, insert_call, new_cache
+from deltamem.backbone.generation import rows_of, run_generate
+from deltamem.backbone.generation_memory import GenerationMemory, insert_call
+from deltamem.backbone.generation_options import GenerationOptions
 from deltamem.backbone.no_cache import NoCache
+from deltamem.backbone.row_ends import watch_ends
 from deltamem.backbone.steering import DeltaCall, attach, write_trunk
 from deltamem.config import DeltaMemConfig
-from deltamem.errors import ConfigError, DeltaMemError, MemoryMismatchError, SegmentsMissingError
+from deltamem.errors import ConfigError, DeltaMemError
 from deltamem.layer import DeltaMemLayer, mean_gates
 from deltamem.memory import DeltaMemory
 from deltamem.segments import rank_segments
@@ -41,7 +56,11 @@ class DeltaMemModel(nn.Module):
     """A causal language model, frozen, whose attention layers read and write a :class:`DeltaMemory`.
 
     Made by :func:`get_delta_mem_model` or :meth:`from_pretrained`. Nothing about a sequence is kept on the module:
-    a memory goes in, a new one comes out.
+    a memory goes in, a new one comes out. Several adapters may sit on one backbone, each in a model of its own: a call
+    of one doesn't touch the others.
+
+    Attributes:
+        strength: how strongly what is read steers: 1 as trained, 0 exactly the frozen model. A call may say otherwise.
     """
 
     def __init__(self, base_model: PreTrainedModel, config: DeltaMemConfig):
@@ -52,7 +71,7 @@ class DeltaMemModel(nn.Module):
         if max(indices) >= depth:
             raise ConfigError(f"layers names layer {max(indices)}, but the backbone has layers 0 to {depth - 1}")
         base_model.requires_grad_(False)
-        self.base_model, self.config = base_model, config
+        self.base_model, self.config, self.strength = base_model, config, 1.0
         self.memory_layers = nn.ModuleDict(
             {
                 str(i): DeltaMemLayer(
@@ -63,12 +82,9 @@ class DeltaMemModel(nn.Module):
                 for i in indices
             }
         )
-        by_index = {int(i): layer for i, layer in self.memory_layers.items()}
-        self._hooks = attach(decoder, by_index)
+        self._decoder = decoder
+        self._hooks = attach(decoder, self.memory_layers)
         self._hooks.append(base_model.register_forward_pre_hook(insert_call, with_kwargs=True))
-        # tuples, so that the shared modules are not registered twice
-        self._write_trunk = (write_trunk(decoder, by_index),)
-        self._first_block = (decoder.layers[0].module,)
         self._adapter_disabled = False
 
     # --- passes -----------------------------------------------------------------------------------------------
@@ -82,6 +98,7 @@ class DeltaMemModel(nn.Module):
         segment_ids: Tensor | None = None,
         labels: Tensor | None = None,
         right_padded: bool = False,
+        strength: float | None = None,
         **kwargs: Any,
     ) -> DeltaMemOutput:
         """Read, then (if asked) write, as the tokens pass.
@@ -96,16 +113,21 @@ class DeltaMemModel(nn.Module):
             labels: [B, T] int as transformers takes them (-100 is ignored).
             right_padded: your word that in every row the padding comes after the tokens. Causal attention then needs no
                 mask, only the memory does, and the host never waits for the device. Not with a KV cache.
+            strength: of this call; None: the model's.
             **kwargs: what the backbone's forward takes (past_key_values, use_cache, logits_to_keep, …).
 
         Raises:
             SegmentsMissingError: ssw is to write several tokens and doesn't know the segments.
             MemoryMismatchError: the memory isn't this adapter's or this batch's.
+            DeltaMemError: tokens, mask, positions or cache that can't be meant.
         """
-        if self._adapter_disabled:
+        past = cache_length(kwargs.get("past_key_values"))
+        call = self.delta_call(input_ids, attention_mask, memory, write, segment_ids, strength, past)
+        if call is None:
             out = self.base_model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-            return DeltaMemOutput(**out, memory=memory)
-        call = self.delta_call(input_ids, attention_mask, memory, write, segment_ids)
+            return DeltaMemOutput(**out, memory=self._check(memory, len(input_ids)))
+        check_positions(kwargs, call.valid)
+        check_cache(self.base_model.config, past or 0, input_ids.shape[1])
         if right_padded:
             if kwargs.get("past_key_values") is not None:
                 raise DeltaMemError("right_padded: padding would lie between a KV cache and what follows; pad left")
@@ -122,12 +144,15 @@ class DeltaMemModel(nn.Module):
         memory: DeltaMemory | None = None,
         segment_ids: Tensor | None = None,
         right_padded: bool = False,
+        strength: float | None = None,
     ) -> DeltaMemory:
         """Write tokens into a memory; computes no logits and nothing after the last layer's memory.
 
         Arguments and errors as in :meth:`forward`.
         """
-        call = self.delta_call(input_ids, attention_mask, memory, True, segment_ids)
+        call = self.delta_call(input_ids, attention_mask, memory, True, segment_ids, strength)
+        if call is None:
+            return self._check(memory, len(input_ids))
         self._write(call, input_ids, attention_mask, right_padded)
         return self.memory_after(call, memory)
 
@@ -142,15 +167,20 @@ class DeltaMemModel(nn.Module):
         """:meth:`write`, and the mean write gate β of each layer that has a memory: [layers] float32, in their order.
 
         The gates carry gradients: the penalty on writing is made of them.
+
+        Raises:
+            DeltaMemError: the adapter is disabled, so that nothing is written.
         """
         call = self.delta_call(input_ids, attention_mask, memory, True, segment_ids)
+        if call is None:
+            raise DeltaMemError("inside disable_adapter() nothing is written, so there are no gates")
         call.written = {}
         self._write(call, input_ids, attention_mask, right_padded)
         biases = [self.memory_layers[str(i)].beta_bias for i in call.written]
         return self.memory_after(call, memory), mean_gates(biases, list(call.written.values()))
 
     def _write(self, call: DeltaCall, input_ids: Tensor, attention_mask: Tensor | None, right_padded: bool) -> None:
-        self._write_trunk[0](
+        write_trunk(self._decoder, self.memory_layers)(
             input_ids,
             attention_mask=None if right_padded else attention_mask,
             past_key_values=self._no_cache() if right_padded or attention_mask is None else None,
@@ -165,85 +195,56 @@ class DeltaMemModel(nn.Module):
         memory: DeltaMemory | None = None,
         write: bool = True,
         segment_ids: Tensor | None = None,
+        strength: float | None = None,
         **kwargs: Any,
     ):
         """transformers' own ``generate`` (greedy, sampling, beams, any cache), reading and writing a memory.
 
         The prompt is read and written like in :meth:`forward`, each generated token as it is fed back; under ssw
-        that makes each generated token a segment of its own. The last token generated is not fed, so not written.
+        that makes each generated token a segment of its own. The last token generated is not fed, so not written; nor
+        is one that ended its row, whatever ended it (an end token, a stop string, a stopping criterion), nor what
+        transformers feeds that row after it while others go on.
         With ``return_dict_in_generate=True`` the result has ``.memory``, one row per sequence returned.
+
+        Args:
+            input_ids: [B, T] int, the whole prompt. With a filled cache those of its tokens too, or, if
+                ``attention_mask`` covers them, the new ones alone.
+            segment_ids: of all tokens that the mask covers.
+
+        Other arguments as in :meth:`forward`.
 
         Raises:
             DeltaMemError: an option that rolls the cache back (assisted decoding), or that does without a cache.
         """
-        if self._adapter_disabled:
-            return self.base_model.generate(input_ids, attention_mask=attention_mask, **kwargs)
-        for option in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
-            if kwargs.get(option) is not None:
-                raise DeltaMemError(
-                    f"{option}: assisted decoding rolls the cache back, which a memory can't follow; leave it out"
-                )
-        if kwargs.get("use_cache") is False:
-            raise DeltaMemError("use_cache=False feeds the prompt again at every step and would write it again")
+        check_tokens(input_ids)
+        memory, cache = self._check(memory, len(input_ids)), kwargs.get("past_key_values")
+        if self.adapter_disabled:
+            out = self.base_model.generate(input_ids, attention_mask=attention_mask, **kwargs)
+            if not isinstance(out, Tensor):
+                out.memory = memory.select(rows_of(out.sequences, len(input_ids)).to(memory.device))
+            return out
+        by_segment, options = self.config.strategy == "ssw", GenerationOptions(self.base_model, kwargs)
+        options.check(by_segment and write)
+        start = 0 if cache_length(cache) == 0 else int(cache.get_seq_length())
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        cache = kwargs.pop("past_key_values", None)
-        if cache is None:
-            cache = new_cache(self.base_model, input_ids.shape[1], kwargs)
-        start = int(cache.get_seq_length())
-        length = input_ids.shape[1] - start
-        self._need_segments(segment_ids, write, length)
-        memory = self._check(memory, input_ids.shape[0])
+        check_prompt(input_ids, mask, start)
+        check_positions(kwargs, mask.bool())
+        need_segments(self.config, segment_ids, write, mask.shape[1] - start)
+        if by_segment and segment_ids is not None:
+            check_segments(segment_ids, tuple(mask.shape))
+        ends = watch_ends(options)
+        options.keep_eager()
         traveller = GenerationMemory(
+            self.memory_layers,
             memory,
             mask.bool(),
-            segment_ids if self.config.strategy == "ssw" else None,
+            segment_ids if by_segment else None,
             write,
+            self._strength(strength),
             start,
-            self._end_ids(kwargs),
+            ends,
         )
-        attach_to_cache(cache, traveller)
-        out = self.base_model.generate(input_ids, attention_mask=mask, past_key_values=cache, **kwargs)
-        if isinstance(out, Tensor):
-            return out
-        if getattr(out, "beam_indices", None) is None:
-            out.memory = traveller.memory()
-        elif write:
-            if start:
-                raise DeltaMemError("beams from a filled cache: the memory of the sequence returned can't be recovered")
-            out.memory = self._replay(out.sequences, mask, memory, segment_ids, traveller.end_ids)
-        else:
-            out.memory = memory.select(torch.arange(len(out.sequences)) // (len(out.sequences) // len(input_ids)))
-        return out
-
-    @torch.no_grad()
-    def _replay(self, sequences, mask, memory, segment_ids, end_ids) -> DeltaMemory:
-        """The memory of finished beams. Beam search ends with a cache of the beams it would have gone on with, which
-        need not be the sequences it returns, so those are fed once more: the prompt, then what was generated."""
-        repeats, prompt = len(sequences) // len(mask), mask.shape[1]
-        rows = torch.arange(len(sequences), device=mask.device) // repeats
-        mask, memory = mask[rows], memory.select(rows.to(memory.device))
-        fed = sequences[:, :-1]
-        alive = (~torch.isin(fed[:, prompt:], end_ids)).long().cumprod(1)
-        mask = torch.cat([mask, alive.to(mask.dtype)], 1)
-        out = self(
-            fed[:, :prompt],
-            attention_mask=mask[:, :prompt],
-            memory=memory,
-            segment_ids=None if segment_ids is None else segment_ids[rows],
-            use_cache=True,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, :prompt],
-            logits_to_keep=1,
-        )
-        for t in range(prompt, fed.shape[1]):
-            out = self(
-                fed[:, t : t + 1],
-                attention_mask=mask[:, : t + 1],
-                memory=out.memory,
-                past_key_values=out.past_key_values,
-                position_ids=(mask[:, : t + 1].sum(1, keepdim=True) - 1).clamp_min(0),
-                use_cache=True,
-            )
-        return out.memory
+        return run_generate(self.base_model, traveller, input_ids, mask, kwargs, partial(self, strength=strength))
 
     def new_memory(self, batch_size: int) -> DeltaMemory:
         """An empty memory: zero states [batch_size, N, r, r], float32, on the backbone's device."""
@@ -296,9 +297,12 @@ class DeltaMemModel(nn.Module):
             self._adapter_disabled = before
 
     def unload(self) -> PreTrainedModel:
-        """Take the adapter off; returns the backbone as it was (still frozen)."""
-        for hook in self._hooks:
-            hook.remove()
+        """Take the adapter off; returns the backbone as it was (still frozen). Others on it stay.
+
+        The adapter can still be saved, no longer called.
+        """
+        while self._hooks:
+            self._hooks.pop().remove()
         return self.base_model
 
     def merge_and_unload(self) -> None:
@@ -333,61 +337,64 @@ class DeltaMemModel(nn.Module):
         return iter(self.memory_layers.items())
 
     def _no_cache(self) -> NoCache | None:
-        (block,) = self._first_block
+        block = self._decoder.layers[0].module
         checkpointing = block.training and getattr(block, "gradient_checkpointing", False)
         return None if checkpointing else NoCache()  # layers that run twice warn of any cache
+
+    @property
+    def adapter_disabled(self) -> bool:
+        """Whether this is inside :meth:`disable_adapter`.
+
+        Raises:
+            DeltaMemError: the adapter was unloaded.
+        """
+        if not self._hooks:
+            raise DeltaMemError(
+                "this adapter was taken off its backbone by unload(); put it on again with "
+                "DeltaMemModel.from_pretrained or get_delta_mem_model"
+            )
+        return self._adapter_disabled
+
+    def _strength(self, strength: float | None) -> float:
+        return checked_strength(self.strength if strength is None else strength)
 
     def delta_call(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
-        memory: DeltaMemory | None,
-        write: bool,
-        segment_ids: Tensor | None,
-    ) -> DeltaCall:
-        """What the backbone takes as its keyword argument ``delta_call`` for one pass.
+        attention_mask: Tensor | None = None,
+        memory: DeltaMemory | None = None,
+        write: bool = True,
+        segment_ids: Tensor | None = None,
+        strength: float | None = None,
+        past: int | None = None,
+    ) -> DeltaCall | None:
+        """What the backbone takes as its keyword argument ``delta_call`` for one pass; None while disabled.
 
-        For whoever runs a twin of the backbone itself (:mod:`deltamem.decoding`); arguments and errors as in
-        :meth:`forward`. :meth:`memory_after` has what the pass leaves.
+        For whoever runs a twin of the backbone itself (:mod:`deltamem.decoding`). :meth:`memory_after` has what the
+        pass leaves.
+
+        Args:
+            past: tokens in the cache; None: unknown.
+
+        Other arguments, and errors, as in :meth:`forward`.
         """
+        check_tokens(input_ids)
+        if self.adapter_disabled:
+            return None
         batch, length = input_ids.shape
-        valid = None
-        if attention_mask is not None:
-            if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
-                raise DeltaMemError(
-                    f"attention_mask must be the 2-D padding mask [B, T] or [B, past + T] of input_ids "
-                    f"{tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}"
-                )
-            valid = attention_mask[:, -length:].bool()
-        self._need_segments(segment_ids, write, length)
+        valid = valid_tokens(attention_mask, input_ids, past)
+        need_segments(self.config, segment_ids, write, length)
         segments = None
         if segment_ids is not None and write and self.config.strategy == "ssw":
-            if segment_ids.shape != input_ids.shape:
-                raise SegmentsMissingError(
-                    f"segment_ids must have input_ids' shape {tuple(input_ids.shape)}, got {tuple(segment_ids.shape)}"
-                )
+            check_segments(segment_ids, tuple(input_ids.shape))
             segments = rank_segments(segment_ids, valid, input_ids.device)
-        return DeltaCall(dict(self._check(memory, batch).states), valid, segments, write)
-
-    def _need_segments(self, segment_ids: Tensor | None, write: bool, length: int) -> None:
-        if self.config.strategy == "ssw" and write and segment_ids is None and length > 1:
-            raise SegmentsMissingError(
-                "ssw writes one mean per segment and was not told where segments begin and end: pass segment_ids "
-                "[B, T] (deltamem.encode_messages derives them from a chat template), or write=False to read only"
-            )
+        states = dict(self._check(memory, batch).states)
+        return DeltaCall(self.memory_layers, states, valid, segments, write, self._strength(strength))
 
     def _check(self, memory: DeltaMemory | None, batch: int) -> DeltaMemory:
         if memory is None:
             return self.new_memory(batch)
-        layers = {int(i) for i in self.memory_layers}
-        if set(memory.states) != layers:
-            raise MemoryMismatchError(
-                f"the memory has states for layers {sorted(memory.states)}, the adapter for {sorted(layers)}"
-            )
-        expected = (batch, self.config.num_states, self.config.rank, self.config.rank)
-        shape = tuple(next(iter(memory.states.values())).shape)
-        if shape != expected:
-            raise MemoryMismatchError(f"the memory's states are {shape}, this adapter and batch need {expected}")
+        check_memory(memory, self.memory_layers, batch)
         return memory
 
     def memory_after(self, call: DeltaCall, memory: DeltaMemory | None) -> DeltaMemory:
@@ -402,14 +409,6 @@ class DeltaMemModel(nn.Module):
                 "no memory was read or written; this transformers version or model is not supported"
             )
         return DeltaMemory(dict(sorted(call.memory_out.items())), memory.metadata if memory else {})
-
-    def _end_ids(self, options: dict) -> Tensor:
-        config = options.get("generation_config") or self.base_model.generation_config
-        ids: list[int] = []
-        for name in ("eos_token_id", "pad_token_id"):
-            value = options.get(name, getattr(config, name, None))
-            ids += value if isinstance(value, list | tuple) else [value] if value is not None else []
-        return torch.tensor(ids, dtype=torch.long, device=self.device)
 
 
 def get_delta_mem_model(base_model: PreTrainedModel, config: DeltaMemConfig | None = None) -> DeltaMemModel:
@@ -430,6 +429,7 @@ def backbone_of(model: DeltaMemModel | PreTrainedModel) -> PreTrainedModel:
     return model.base_model if isinstance(model, DeltaMemModel) else model
 
 
-def segment_of(model: DeltaMemModel | PreTrainedModel) -> Literal["message", "sentence"]:
-    """What segments its prompts are encoded with; a bare backbone's are of no consequence."""
-    return model.config.segment if isinstance(model, DeltaMemModel) else "message"
+def segment_of(model: DeltaMemModel | PreTrainedModel) -> Literal["message", "sentence"] | None:
+    """What its prompts' segments are (ssw); None where it needs none."""
+    ssw = isinstance(model, DeltaMemModel) and model.config.strategy == "ssw"
+    return model.config.segment if ssw else None

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from deltamem.errors import UnsupportedModelError
 
+RECURRENT = {"hybrid", "hybrid_sliding", "linear_attention", "conv", "mamba", "recurrent"}
+"""Layer types of transformers' configurations that pass more on to the next token than keys and values."""
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -57,6 +60,12 @@ def find_decoder(model: nn.Module) -> Decoder:
         raise UnsupportedModelError(
             f"{name} has no get_decoder(): δ-mem needs a Hugging Face decoder-only language model "
             "(AutoModelForCausalLM)"
+        )
+    types = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
+    if recurrent := sorted(types & RECURRENT):
+        raise UnsupportedModelError(
+            f"{name} has layers of type {', '.join(recurrent)}, which keep a state of their own beside keys and "
+            "values; only backbones that are attention throughout are supported"
         )
     trunk = model.get_decoder()
     blocks = getattr(trunk, "layers", None)

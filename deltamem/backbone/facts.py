@@ -9,9 +9,23 @@ UNSAID_WINDOW = 4096
 
 
 def window(config: PreTrainedConfig) -> int:
-    """How many tokens a backbone of this configuration can attend to."""
-    said = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return said or UNSAID_WINDOW
+    """How many tokens a backbone of this configuration can attend to, its keys once made staying good.
+
+    Under longrope that is the length of short texts: keys of longer ones are made with other factors, so a text that
+    grows beyond it would have to be read anew.
+    """
+    said = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or UNSAID_WINDOW
+    switch = longrope_switch(config)
+    return said if switch is None else min(said, switch)
+
+
+def longrope_switch(config: PreTrainedConfig) -> int | None:
+    """The length beyond which a longrope makes every key with other factors; None for other position encodings."""
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
 
 
 def end_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

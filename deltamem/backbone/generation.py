@@ -1,153 +1,103 @@
-"""The memory during transformers' own ``generate``: it travels in the cache object."""
+"""transformers' own ``generate``, run with a memory, and the memory of what it returns."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers import PreTrainedModel
 
-from deltamem.backbone.steering import DeltaCall
-from deltamem.errors import DeltaMemError, MemoryMismatchError
+from deltamem.backbone.generation_memory import GenerationMemory
+from deltamem.errors import DeltaMemError
 from deltamem.memory import DeltaMemory
-from deltamem.segments import rank_segments
 
 
-class GenerationMemory:
-    """The memory of one ``generate`` call, carried from step to step by the cache.
+def run_generate(
+    base: PreTrainedModel,
+    traveller: GenerationMemory,
+    input_ids: Tensor,
+    mask: Tensor,
+    arguments: dict[str, Any],
+    forward: Callable[..., Any],
+) -> Any:
+    """What ``generate`` returns; an output object gets ``.memory``, a row for each of its sequences.
 
     Args:
-        memory: the memory before the prompt.
-        mask: [B, prompt] bool, which prompt tokens (those already in the cache included) are not padding.
-        segment_ids: [B, prompt] int or None (ssw).
-        write: False reads only.
-        start: number of tokens already in the cache.
-        end_ids: tokens after which a row has ended: neither they nor the padding that follows is written, so that
-            a row's memory doesn't depend on how long the other rows go on.
+        traveller: the memory before the prompt.
+        mask: [B, prompt], cached tokens included.
+        arguments: further ones, as ``generate`` takes them.
+        forward: the model's, to read finished beams with.
     """
-
-    def __init__(
-        self,
-        memory: DeltaMemory,
-        mask: Tensor,
-        segment_ids: Tensor | None,
-        write: bool,
-        start: int,
-        end_ids: Tensor,
-    ):
-        self.metadata = memory.metadata
-        self.states = dict(memory.states)
-        self.mask, self.segment_ids, self.write = mask, segment_ids, write
-        self.position, self.end_ids = start, end_ids
-        self.alive: Tensor | None = None
-        self.call: DeltaCall | None = None
-
-    def begin(self, tokens: Tensor) -> DeltaCall:
-        """The call of the next forward pass, which feeds ``tokens`` [B, T]."""
-        self._take()
-        batch, length = tokens.shape
-        self._expand(batch)
-        segments = None
-        if self.position < self.mask.shape[1]:  # the prompt, whole or in chunks
-            span = slice(self.position, self.position + length)
-            valid = self.mask[:, span]
-            if self.segment_ids is not None:
-                segments = rank_segments(self.segment_ids[:, span], valid, tokens.device)
-        else:
-            if self.alive is None:
-                self.alive = torch.ones(batch, dtype=torch.bool, device=tokens.device)
-            self.alive = self.alive & ~torch.isin(tokens[:, -1], self.end_ids)
-            valid = self.alive.unsqueeze(1)
-        self.position += length
-        self.call = DeltaCall(self.states, valid, segments, self.write)
-        return self.call
-
-    def memory(self) -> DeltaMemory:
-        """The memory after the last pass."""
-        self._take()
-        return DeltaMemory(self.states, self.metadata)
-
-    def reorder(self, rows: Tensor) -> None:
-        """Follow the cache when beams are reordered or rows selected."""
-        self._take()
-        self.states = {i: s.index_select(0, rows.to(s.device)) for i, s in self.states.items()}
-        if self.alive is not None:
-            self.alive = self.alive.index_select(0, rows.to(self.alive.device))
-
-    def _take(self) -> None:
-        if self.call is not None:
-            self.states, self.call = self.call.memory_out, None
-
-    def _expand(self, batch: int) -> None:
-        """generate() repeats every row for its beams or for several samples; so does the memory."""
-        have = next(iter(self.states.values())).shape[0]
-        if have == batch:
-            return
-        if batch % have:
-            raise MemoryMismatchError(f"a memory of {have} sequences can't serve a batch of {batch}")
-        repeats = batch // have
-        self.states = {i: s.repeat_interleave(repeats, 0) for i, s in self.states.items()}
-        self.mask = self.mask.repeat_interleave(repeats, 0)
-        if self.segment_ids is not None:
-            self.segment_ids = self.segment_ids.repeat_interleave(repeats, 0)
+    cache = arguments.get("past_key_values")
+    with traveller.running():
+        if cache is not None:
+            traveller.follow(cache)
+        out = base.generate(input_ids, attention_mask=mask, **arguments)
+    if isinstance(out, Tensor):
+        return out
+    if getattr(out, "beam_indices", None) is None:
+        out.memory = traveller.memory()
+        return out
+    before = DeltaMemory(traveller.before, traveller.metadata)
+    rows = rows_of(out.sequences, len(mask))
+    out.memory = before.select(rows.to(before.device))
+    if traveller.write:
+        if traveller.start:
+            raise DeltaMemError("beams from a filled cache: the memory of the sequence returned can't be recovered")
+        alive = traveller.ends.alive_along(out.sequences, mask.shape[1])
+        segments = traveller.prompt_segments
+        segments = None if segments is None else segments[rows.to(segments.device)]
+        out.memory = _read_beams(forward, out.sequences, mask[rows], alive, segments, out.memory)
+    return out
 
 
-class _CarriesMemory:
-    """Mixed into the class of a cache object; follows what ``generate`` does with its rows."""
+def rows_of(sequences: Tensor, batch: int) -> Tensor:
+    """[S] int64: which of ``batch`` prompts each of the S sequences returned continues."""
+    return torch.arange(len(sequences), device=sequences.device) // (len(sequences) // batch)
 
-    generation_memory: GenerationMemory
 
-    def reorder_cache(self, beam_idx: Tensor):
-        super().reorder_cache(beam_idx)
-        self.generation_memory.reorder(beam_idx)
+@torch.no_grad()
+def _read_beams(
+    forward: Callable[..., Any],
+    sequences: Tensor,
+    mask: Tensor,
+    alive: Tensor,
+    segment_ids: Tensor | None,
+    memory: DeltaMemory,
+) -> DeltaMemory:
+    """The memory of finished beams.
 
-    def batch_select_indices(self, indices: Tensor):
-        super().batch_select_indices(indices)
-        self.generation_memory.reorder(indices)
+    Beam search ends with a cache of the beams it would have gone on with, which need not be the sequences it returns,
+    so those are fed once more: the prompt, then what was generated.
 
-    def crop(self, *args, **kwargs):
-        raise DeltaMemError(
-            "the cache was asked to forget tokens (assisted or speculative decoding does that), but a memory can't be "
-            "rolled back token by token; generate without an assistant model and without prompt lookup"
+    Args:
+        sequences: [S, T].
+        mask: [S, prompt]; 0 marks padding.
+        alive: [S, T - prompt] bool, generated tokens that are written.
+        segment_ids: [S, prompt] or None.
+        memory: of S rows, before the prompt.
+    """
+    # where no token pads, transformers fills up with -1
+    fed, prompt = sequences[:, :-1].clamp_min(0), mask.shape[1]
+    mask = torch.cat([mask, alive[:, : fed.shape[1] - prompt].to(mask.dtype)], 1)
+    out = forward(
+        fed[:, :prompt],
+        attention_mask=mask[:, :prompt],
+        memory=memory,
+        segment_ids=segment_ids,
+        use_cache=True,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, :prompt],
+        logits_to_keep=1,
+    )
+    for t in range(prompt, fed.shape[1]):
+        out = forward(
+            fed[:, t : t + 1],
+            attention_mask=mask[:, : t + 1],
+            memory=out.memory,
+            past_key_values=out.past_key_values,
+            position_ids=(mask[:, : t + 1].sum(1, keepdim=True) - 1).clamp_min(0),
+            use_cache=True,
         )
-
-
-@lru_cache
-def _carrying(cache_class: type[Cache]) -> type[Cache]:
-    return type(f"Memory{cache_class.__name__}", (_CarriesMemory, cache_class), {})
-
-
-def attach_to_cache(cache: Cache, memory: GenerationMemory) -> None:
-    """Let ``cache`` (any Cache object, new or already filled) carry the memory."""
-    if not isinstance(cache, _CarriesMemory):
-        cache.__class__ = _carrying(type(cache))
-    cache.generation_memory = memory
-
-
-def insert_call(module: PreTrainedModel, args: tuple, kwargs: dict):
-    """Forward pre-hook of the backbone: a cache that carries a memory gives the pass its DeltaCall."""
-    memory = getattr(kwargs.get("past_key_values"), "generation_memory", None)
-    if memory is not None and "delta_call" not in kwargs:
-        tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        kwargs["delta_call"] = memory.begin(tokens)
-    return args, kwargs
-
-
-def new_cache(model: PreTrainedModel, prompt_length: int, options: dict) -> Cache:
-    """The cache that ``generate`` would make; takes ``cache_implementation`` out of its options."""
-    kind = options.pop("cache_implementation", None)
-    config = model.config.get_text_config(decoder=True)
-    if kind in (None, "dynamic"):
-        return DynamicCache(config=config)
-    if kind != "static":
-        raise DeltaMemError(
-            f"cache_implementation={kind!r}: pass such a cache as past_key_values=...; by name there are 'dynamic' "
-            "and 'static'"
-        )
-    # transformers would compile the whole forward for a static cache; deltamem.decoding captures graphs
-    options.setdefault("disable_compile", True)
-    generation_config = options.get("generation_config") or model.generation_config
-    new_tokens = options.get("max_new_tokens") or generation_config.max_new_tokens
-    length = options.get("max_length") or generation_config.max_length or 20
-    return StaticCache(config=config, max_cache_len=prompt_length + new_tokens if new_tokens else length)
+    return out.memory

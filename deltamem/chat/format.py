@@ -10,14 +10,22 @@ from typing import Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from deltamem.chat.literal_text import LiteralText, Shield
 from deltamem.chat.messages import EncodedMessages, Message
 from deltamem.errors import DeltaMemError
+
+Segment = Literal["message", "sentence"]
 
 # A sentence ends at . ! ? … (and closing quotes or brackets) before white space, or at a blank line.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n\s*\n")
 
 # Stand-ins for the contents of messages, which show where the template's own text lies.
-_MARK, _ANY_MARK = "\ue000{}\ue001", re.compile("\ue000\\d+\ue001")
+_MARK, _ANY_MARK = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
+# Stand in for the turns before, whose text a later turn need not render again.
+_EARLIER = [
+    {"role": "user", "content": "First question."},
+    {"role": "assistant", "content": "First answer."},
+]
 # Answers come without a thinking block (Qwen3, SmolLM3), and the same messages give the same text on every day
 # (SmolLM3's template prints the date).
 TEMPLATE_OPTIONS = {"enable_thinking": False, "strftime_now": lambda form: date(2025, 1, 1).strftime(form)}
@@ -27,56 +35,110 @@ def encode_messages(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     add_generation_prompt: bool = False,
-    segment: Literal["message", "sentence"] = "message",
+    segment: Segment | None = "message",
 ) -> EncodedMessages:
     """Render messages through the chat template and number their segments.
 
     A segment is the content of one message that isn't the system's (or one sentence of it). The system message,
-    the template's own tokens around a message and the generation prompt belong to none (-1).
+    the template's own tokens around a message and the generation prompt belong to none (-1). Control tokens in a
+    content are text like any other (:mod:`deltamem.chat.literal_text`).
+
+    Args:
+        segment: None where nobody needs segments, as tsw and msw don't: they are the messages where the template lets
+            them be found, else there are none.
 
     Raises:
-        DeltaMemError: the tokenizer has no chat template, or its template changes or reorders the messages' text.
+        DeltaMemError: the tokenizer has no chat template, or segments are asked for and its template changes the
+            messages' text, so that they can't be found.
     """
-    if tokenizer.chat_template is None:
-        raise DeltaMemError("this tokenizer has no chat template; encode the text yourself and pass segment_ids")
     text = _render(tokenizer, messages, add_generation_prompt)
-    marked = [{"role": m["role"], "content": _MARK.format(i)} for i, m in enumerate(messages)]
-    scaffold = _ANY_MARK.split(_render(tokenizer, marked, add_generation_prompt))
-    spans = _segment_spans(text, messages, [len(part) for part in scaffold], segment)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    segment_ids, current = [], 0
-    for start, end in encoded["offset_mapping"]:
-        while current < len(spans) and spans[current][1] <= start:
-            current += 1
-        inside = current < len(spans) and spans[current][0] < end and start < spans[current][1]
-        segment_ids.append(current if inside else -1)
-    return EncodedMessages(encoded["input_ids"], segment_ids)
+    spans = _segment_spans(tokenizer, text, messages, add_generation_prompt, segment)
+    return _numbered(*text.encode(tokenizer), spans)
+
+
+def encode_turn(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], segment: Segment | None
+) -> EncodedMessages:
+    """New messages of a chat, from the end of the last reply's own text to the beginning of the next.
+
+    Only the new messages are rendered, after two stand-ins, so a template that rewrites earlier turns (leaves out
+    their reasoning, dates the system message) can't make the tokens before wrong.
+
+    Arguments and errors as in :func:`encode_messages`.
+    """
+    text, end = _after_stand_ins(tokenizer, messages)
+    spans = _segment_spans(tokenizer, text, [*_EARLIER, *messages], True, segment)
+    ids, offsets = text.encode(tokenizer)
+    first = next((i for i, (_, stop) in enumerate(offsets) if stop > end), len(ids))
+    if first < len(ids) and offsets[first][0] < end:  # a token of the reply's last and the template's first characters
+        ids, offsets = text.encode(tokenizer, end)
+        first = 0
+    return _numbered(ids[first:], offsets[first:], spans)
+
+
+def encode_history(
+    tokenizer: PreTrainedTokenizerBase, history: Sequence[Message], messages: Sequence[Message]
+) -> list[int]:
+    """Earlier turns of a chat, up to the end of the last reply's own text: :func:`encode_turn` goes on from there.
+
+    Raises:
+        DeltaMemError: after these turns the template writes the new messages in another way.
+    """
+    after, end = _after_stand_ins(tokenizer, messages)
+    whole = _render(tokenizer, [*history, *messages], True)
+    if not whole.text.endswith(after.text[end:]):
+        raise DeltaMemError("the chat template writes new messages in another way after these turns")
+    return whole.encode(tokenizer, 0, len(whole.text) - (len(after.text) - end))[0]
 
 
 def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str) -> list[int]:
     """The tokens of an assistant's reply to some messages, with the one that ends its turn.
 
     Raises:
-        DeltaMemError: the reply is empty, or the chat template puts nothing after it.
+        DeltaMemError: the reply is empty, or the chat template puts nothing after it, or changes it.
     """
-    chat = encode_messages(tokenizer, [*messages, {"role": "assistant", "content": reply}])
-    last = max(chat.segment_ids)
-    end = len(chat.segment_ids) - chat.segment_ids[::-1].index(last)
-    if not reply.strip() or end == len(chat.input_ids):
+    chat = [*messages, {"role": "assistant", "content": reply}]
+    text = _render(tokenizer, chat, False)
+    span = _content_spans(tokenizer, text, chat, False, only=len(chat) - 1)[-1:]
+    encoded = _numbered(*text.encode(tokenizer), [(start, end) for _, start, end in span])
+    end = max((i for i, segment in enumerate(encoded.segment_ids) if segment == 0), default=-1) + 1
+    if not reply.strip() or end == len(encoded.input_ids):
         raise DeltaMemError("the reply is empty, or the chat template puts no end-of-turn token after it")
-    return chat.input_ids[chat.segment_ids.index(last) : end + 1]
+    return encoded.input_ids[encoded.segment_ids.index(0) : end + 1]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **TEMPLATE_OPTIONS}
+def _after_stand_ins(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[LiteralText, int]:
+    """New messages after the stand-ins for earlier ones, and where in that text the reply among these ends."""
+    rendered = _render(tokenizer, [*_EARLIER, *messages], True)
+    question, answer = (message["content"] for message in _EARLIER)
+    place = rendered.text.find(answer, rendered.text.find(question) + len(question))
+    if place < 0:
+        raise DeltaMemError(
+            "the chat template changes an assistant's text, so what follows a reply can't be told apart from it; a "
+            "chat needs a template that keeps it"
+        )
+    return rendered, place + len(answer)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool) -> LiteralText:
+    """The messages' text.
+
+    Raises:
+        DeltaMemError: there is no chat template, or it refuses them.
+    """
+    if tokenizer.chat_template is None:
+        raise DeltaMemError("this tokenizer has no chat template; encode the text yourself and pass segment_ids")
+    shield = Shield(tokenizer, messages)
+    options = {"tokenize": False, "add_generation_prompt": generation_prompt, **TEMPLATE_OPTIONS}
     try:
-        return tokenizer.apply_chat_template(list(messages), **options)
+        text = tokenizer.apply_chat_template(shield.messages, **options)
     except TemplateError:
         # some templates insist on alternating roles; neighbours of one role then share one turn
         try:
-            return tokenizer.apply_chat_template(_merge_neighbours(messages), **options)
+            text = tokenizer.apply_chat_template(_merge_neighbours(shield.messages), **options)
         except TemplateError as error:
             raise DeltaMemError(f"the chat template refuses these messages: {error}") from error
+    return shield.lift(text)
 
 
 def _merge_neighbours(messages: Sequence[Message]) -> list[Message]:
@@ -91,32 +153,94 @@ def _merge_neighbours(messages: Sequence[Message]) -> list[Message]:
 
 
 def _segment_spans(
-    text: str, messages: Sequence[Message], scaffold: Sequence[int], segment: str
+    tokenizer: PreTrainedTokenizerBase,
+    text: LiteralText,
+    messages: Sequence[Message],
+    generation_prompt: bool,
+    segment: Segment | None,
 ) -> list[tuple[int, int]]:
-    """[start, end) in the rendered text of every segment, in order.
+    """[start, end) in the rendered text of every segment, in order."""
+    try:
+        contents = _content_spans(tokenizer, text, messages, generation_prompt)
+    except DeltaMemError:
+        if segment is None:
+            return []
+        raise
+    spans: list[tuple[int, int]] = []
+    for number, start, end in contents:
+        if messages[number]["role"] == "system" or start == end:
+            continue
+        if segment == "sentence":
+            spans += [(start + a, start + b) for a, b in sentence_spans(text.text[start:end])]
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _content_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    rendered: LiteralText,
+    messages: Sequence[Message],
+    generation_prompt: bool,
+    only: int | None = None,
+) -> list[tuple[int, int, int]]:
+    """(message, start, end): where in the rendered text each content stands, in the order of the text.
+
+    The same chat is rendered with stand-ins for the contents, which shows how much of the template's own text comes
+    before each: a content is looked for after that, because it may itself occur there ("art" in "<|im_start|>"). The
+    template may put contents in another order (Mistral's moves the system message), or leave out part of one (Qwen3's
+    leaves out earlier reasoning), which then ends where the template's own text goes on.
 
     Args:
-        scaffold: how much of the template's own text comes before each message's content; a content is looked for
-            after it, because it may itself occur there ("art" in "<|im_start|>").
+        only: the one message to look for; None: all.
+
+    Raises:
+        DeltaMemError: the template changes a content.
     """
-    spans: list[tuple[int, int]] = []
-    position = 0
-    for number, (message, before) in enumerate(zip(messages, scaffold, strict=False)):
-        content = message["content"].strip()
-        start = text.find(content, position + before)
+    marked = [
+        {**message, "content": _MARK.format(i) if only in (None, i) else message["content"]}
+        for i, message in enumerate(messages)
+    ]
+    parts = _ANY_MARK.split(_render(tokenizer, marked, generation_prompt).text)
+    text, position = rendered.text, 0
+    spans: list[tuple[int, int, int]] = []
+    for before, name, after in zip(parts[0::2], parts[1::2], parts[2::2], strict=False):
+        number = int(name)
+        content = messages[number]["content"].strip()
+        begin = position + len(before)
+        start = text.find(content, begin)
+        end = start + len(content)
+        if start < 0 or text[begin:start].strip():  # not here: is there a part of it?
+            start, end = _left_of(content, text, begin, after) or (start, end)
         if start < 0:
             raise DeltaMemError(
-                f"the chat template changed the text of message {number} ({message['role']}), so its segment can't be "
-                "found; encode the text yourself and pass segment_ids"
+                f"the chat template changed the text of message {number} ({messages[number]['role']}), so its segment "
+                "can't be found; encode the text yourself and pass segment_ids"
             )
-        position = start + len(content)
-        if message["role"] == "system" or not content:
-            continue
-        if segment == "message":
-            spans.append((start, position))
-        else:
-            spans += [(start + a, start + b) for a, b in sentence_spans(content)]
+        spans.append((number, start, end))
+        position = end
     return spans
+
+
+def _left_of(content: str, text: str, begin: int, after: str) -> tuple[int, int] | None:
+    """Where the part of a content stands that lies between ``begin`` and the template's text after it, if one does."""
+    end = text.find(after, begin) if after.strip() else len(text)
+    part = text[begin:end].strip()
+    if end < 0 or part not in content:
+        return None
+    start = text.find(part, begin)
+    return start, start + len(part)
+
+
+def _numbered(ids: list[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> EncodedMessages:
+    """Each token with the number of the span that it lies in, or touches."""
+    segment_ids, current = [], 0
+    for start, end in offsets:
+        while current < len(spans) and spans[current][1] <= start:
+            current += 1
+        inside = current < len(spans) and spans[current][0] < end and start < spans[current][1]
+        segment_ids.append(current if inside else -1)
+    return EncodedMessages(ids, segment_ids)
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:

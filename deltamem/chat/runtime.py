@@ -9,18 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from deltamem.backbone import facts
 from deltamem.chat import identity
-from deltamem.chat.format import encode_messages
+from deltamem.chat.format import encode_history, encode_messages, encode_turn
 from deltamem.chat.messages import EncodedMessages, Message
 from deltamem.chat.prompt_parts import PART_TOKENS
 from deltamem.chat.state import ChatState, Prompt
 from deltamem.errors import DeltaMemError, WindowError
-from deltamem.model import DeltaMemModel
-
-# Stand in for the turns before, whose text a later turn need not render again.
-_EARLIER = [
-    {"role": "user", "content": "First question."},
-    {"role": "assistant", "content": "First answer."},
-]
+from deltamem.model import DeltaMemModel, segment_of
 
 
 class ChatRuntime:
@@ -46,6 +40,7 @@ class ChatRuntime:
         if part_tokens < 1:
             raise DeltaMemError(f"part_tokens must be at least 1, got {part_tokens}")
         self.part_tokens = part_tokens
+        self.segment = segment_of(model)
 
     def new_state(self) -> ChatState:
         """A chat without messages and with an empty memory."""
@@ -69,10 +64,6 @@ class ChatRuntime:
     def prompt(self, state: ChatState, messages: Sequence[Message], max_new_tokens: int) -> Prompt:
         """Decide what to feed for ``messages`` after ``state``.
 
-        Only the new messages are rendered: the template's text between the end of the last reply and the
-        first new message is taken from a chat of two stand-ins, so a template that rewrites earlier turns
-        (leaves out their reasoning, dates the system message) can't make the cache wrong.
-
         When cache, messages and a reply don't fit the window, earlier turns leave: the latest turns that fill at most
         half of the room that is left are rendered and read anew, without being written again. The positions then start
         from zero (which every kind of position encoding allows), and the turns that follow are cheap again.
@@ -80,26 +71,19 @@ class ChatRuntime:
         Raises:
             WindowError: the new messages alone don't fit.
         """
-        if state.messages:
-            new = self._encode([*_EARLIER, *messages])
-            cut = 1 + max(i for i, segment in enumerate(new.segment_ids) if segment == 1)
-            new = EncodedMessages(new.input_ids[cut:], new.segment_ids[cut:])
-        else:
-            new = self._encode(messages)
+        new = encode_turn(self.tokenizer, messages, self.segment) if state.messages else self._encode(messages)
         reserve = min(max_new_tokens, max(1, self.window // 4))
         room = self.window - reserve - len(new.input_ids)
         if state.keys.length <= room:
             return Prompt(None, new, state.start)
         turns = [i for i, message in enumerate(state.messages) if message["role"] == "user" and i > state.start]
         for start in turns:
-            kept = [*state.system, *state.messages[start:]]
             try:
-                ids = self._encode([*kept, *messages]).input_ids
-            except DeltaMemError:  # the template drops part of an earlier reply (its reasoning, say)
+                ids = encode_history(self.tokenizer, [*state.system, *state.messages[start:]], messages)
+            except DeltaMemError:
                 continue
-            count = len(ids) - len(new.input_ids)
-            if count <= room // 2:
-                return Prompt(tuple(ids[:count]), new, start)
+            if len(ids) <= room // 2:
+                return Prompt(tuple(ids), new, start)
         alone = self._encode([*state.system, *messages])
         if len(alone.input_ids) >= self.window:
             raise WindowError(
@@ -109,7 +93,7 @@ class ChatRuntime:
         return Prompt((), alone, len(state.messages))
 
     def _encode(self, messages: Sequence[Message]) -> EncodedMessages:
-        return encode_messages(self.tokenizer, messages, True, self.model.config.segment)
+        return encode_messages(self.tokenizer, messages, True, self.segment)
 
     @cached_property
     def adapter_digest(self) -> str:

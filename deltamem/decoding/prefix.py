@@ -35,6 +35,7 @@ class PrefixReader:
         memory: DeltaMemory | None,
         write: bool,
         segment_ids: Tensor | None,
+        strength: float | None = None,
         **options: Any,
     ) -> tuple[Tensor, DeltaMemory | None]:
         """Read, then (if asked) write, as the tokens pass; returns logits [B, T, V] and the memory after them.
@@ -44,12 +45,12 @@ class PrefixReader:
             input_ids: [B, T] int.
             mask: [B, past + T]; 0 marks padding among the rows' own tokens.
             cache: of the rows' own tokens; it grows by T.
-            memory, write, segment_ids: as :meth:`deltamem.DeltaMemModel.forward` takes them.
+            memory, write, segment_ids, strength: as :meth:`deltamem.DeltaMemModel.forward` takes them.
             **options: what the backbone's forward takes.
         """
         call = None
         if isinstance(self.model, DeltaMemModel):
-            call = self.model.delta_call(input_ids, mask, memory, write, segment_ids)
+            call = self.model.delta_call(input_ids, mask, memory, write, segment_ids, strength, cache.get_seq_length())
             options["delta_call"] = call
         new, place = input_ids.shape[1], torch.arange(mask.shape[1], device=mask.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -new:] + prefix.length
@@ -62,4 +63,4 @@ class PrefixReader:
             shared_prefix=prefix,
             **options,
         )
-        return out.logits, self.model.memory_after(call, memory) if call else None
+        return out.logits, self.model.memory_after(call, memory) if call else memory

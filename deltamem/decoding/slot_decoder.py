@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from deltamem.backbone.calls import checked_strength
 from deltamem.backbone.steering import DeltaCall
 from deltamem.decoding.attention import PREFIXED, SLOTS, with_attention
 from deltamem.decoding.key_values import KeyValues
@@ -50,6 +51,8 @@ class SlotDecoder:
         self.token = torch.zeros(slots, 1, dtype=torch.long, device=device)
         self.active = torch.zeros(slots, dtype=torch.bool, device=device)
         self.writes = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.strength = torch.ones(slots, device=device)
+        self._as_trained = True  # the usual case needs no product with the strength
         self.memory: DeltaMemory | None = model.new_memory(slots) if isinstance(model, DeltaMemModel) else None
         self.logits: Tensor | None = None
         self._lengths = [-1] * slots  # of the slots in use; known without asking the device
@@ -64,6 +67,7 @@ class SlotDecoder:
         memory: DeltaMemory | None = None,
         mask: Tensor | None = None,
         write: bool = True,
+        strength: float | None = None,
     ) -> None:
         """Start sequences in slots; what was there is gone.
 
@@ -73,6 +77,7 @@ class SlotDecoder:
             memory: of n sequences; None means empty ones.
             mask: [n, T], 0 marks padding among the keys; None: there is none.
             write: whether these sequences write their memory as they go on.
+            strength: of their steering; None: the model's.
 
         Raises:
             DeltaMemError: a sequence is as long as a slot.
@@ -83,6 +88,8 @@ class SlotDecoder:
         self.cache.fill(slots, keys, mask)
         self.token[index, 0] = tokens
         self.active[index], self.writes[index] = True, write
+        if self.memory is not None:
+            self._set_strength(index, checked_strength(self.model.strength if strength is None else strength))
         for slot in slots:  # padded ones may be shorter: an upper bound is enough to watch the capacity
             self._lengths[slot] = keys.length
         for i, state in (self.memory.states if self.memory else {}).items():
@@ -97,7 +104,7 @@ class SlotDecoder:
         """
         if max(self._lengths) >= self.capacity:
             raise DeltaMemError(f"slots of {self.capacity} tokens are full")
-        if self.token.device.type != "cuda":
+        if self.token.device.type != "cuda" or self._bare():
             self._step()
         else:
             if self._graph is None:
@@ -156,13 +163,29 @@ class SlotDecoder:
                 memory = out.memory
             self.fill(range(self.slots), KeyValues.from_cache(cache), out.logits[:, -1].argmax(-1), memory)
 
+    def _bare(self) -> bool:
+        """Whether this is inside the model's ``disable_adapter``."""
+        return self.memory is not None and self.model.adapter_disabled
+
+    def _set_strength(self, slots: Tensor, strength: float) -> None:
+        if strength != 1 and self._as_trained:
+            self._as_trained, self._graph = False, None
+        self.strength[slots] = strength
+
     def _step(self) -> None:
         call = {}
-        if self.memory is not None:
+        if self.memory is not None and not self._bare():
             # the states are updated in place: no other pass can be reading these buffers
             states = dict(self.memory.states)
-            one = self.active[:, None]
-            call["delta_call"] = DeltaCall(states, one, memory_out=states, in_place=True, writes=self.writes)
+            call["delta_call"] = DeltaCall(
+                self.model.memory_layers,
+                states,
+                self.active[:, None],
+                strength=1.0 if self._as_trained else self.strength,
+                memory_out=states,
+                in_place=True,
+                writes=self.writes,
+            )
         lengths = self.cache.lengths[:, None]
         if self.prefix:
             seen = torch.arange(self.capacity, device=lengths.device) <= lengths

@@ -45,12 +45,12 @@ class PromptEncoder:
     """Encodes with a backbone's chat template.
 
     Attributes:
-        segment: what a segment of the sequence-state write is.
+        segment: what a segment of the sequence-state write is; None where nothing is written by segment.
         window: how many tokens the backbone can attend to.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    segment: Literal["message", "sentence"]
+    segment: Literal["message", "sentence"] | None
     window: int
 
     def history(self, messages: Sequence[Message]) -> list[EncodedMessages]:

@@ -35,7 +35,7 @@ from transformers import (
 
 from deltamem import DeltaMemModel
 from deltamem.backbone import facts
-from deltamem.chat.format import encode_messages
+from deltamem.chat.format import TEMPLATE_OPTIONS, encode_messages
 from deltamem.chat.messages import EncodedMessages
 from deltamem.errors import DeltaMemError
 from deltamem.model import backbone_of, segment_of
@@ -134,17 +134,23 @@ class DeltaMemLM(TemplateLM):
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
+            **TEMPLATE_OPTIONS,
         )
         if add_generation_prompt:
             self._chats[text] = chat_history
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        if string in self._chats:
+            return self._encode_chat(string).input_ids
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
-            rendered = string in self._chats or (bos is not None and string.startswith(bos))
-            add_special_tokens = not rendered
+            add_special_tokens = not (bos is not None and string.startswith(bos))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def _encode_chat(self, text: str) -> EncodedMessages:
+        """A text that came out of the chat template, as every chat of the project is encoded."""
+        return encode_messages(self.tokenizer, self._chats[text], True, self.segment)
 
     def _prompt(self, text: str | None, ids: list[int], room: int) -> EncodedMessages:
         """The last tokens of a prompt that leave ``room`` in the window, with their segments.
@@ -153,9 +159,7 @@ class DeltaMemLM(TemplateLM):
         """
         segments = [0] * len(ids)
         if text in self._chats:
-            encoded = encode_messages(self.tokenizer, self._chats[text], True, self.segment)
-            if encoded.input_ids == ids:
-                segments = encoded.segment_ids
+            ids, segments = self._encode_chat(text)
         keep = self.max_length - room
         if keep < 1:
             raise DeltaMemError(f"an answer of {room} tokens leaves no room for a prompt in {self.max_length}")
