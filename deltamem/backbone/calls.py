@@ -130,12 +130,12 @@ def check_segments(segment_ids: Tensor, shape: tuple[int, int]) -> None:
     """Segments are integers, one for each token.
 
     Raises:
-        DeltaMemError: they aren't.
+        SegmentsMissingError: they aren't.
     """
     if not isinstance(segment_ids, Tensor) or tuple(segment_ids.shape) != shape or segment_ids.is_floating_point():
         found = tuple(segment_ids.shape) if isinstance(segment_ids, Tensor) else type(segment_ids).__name__
         dtype = f" {segment_ids.dtype}" if isinstance(segment_ids, Tensor) else ""
-        raise DeltaMemError(
+        raise SegmentsMissingError(
             f"segment_ids must have input_ids' shape {shape}, tokens in a cache included in generate(), and be "
             f"integers; got {found}{dtype}"
         )
