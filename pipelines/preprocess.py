@@ -1,7 +1,7 @@
-"""Papers to episodes: `python -m pipelines.preprocess --config configs/quickstart.yaml --backbone NAME`.
+"""Documents to episodes: `python -m pipelines.preprocess --config configs/quickstart.yaml --backbone NAME`.
 
-Reads both splits from the source that the data section names, encodes them with the backbone's chat
-template and writes shards and a manifest. The shards' bytes depend on the papers and the settings alone,
+Reads both splits from the sources that the data section names, encodes them with the backbone's chat
+template and writes shards and a manifest. The shards' bytes depend on the documents and the settings alone,
 not on the number of processes.
 """
 
@@ -18,11 +18,12 @@ from rich.progress import track
 
 from pipelines.backbones.prepared import load_tokenizer
 from pipelines.config import Config, load_config
+from pipelines.data.documents import Corpus, Split
 from pipelines.data.encode import estimated_bytes, tokenizer_digest, write_split
-from pipelines.data.episodes import PaperEpisodes
+from pipelines.data.episodes import Episodes
 from pipelines.data.shards import open_episodes, write_manifest
 from pipelines.data.sources import load_corpus
-from pipelines.errors import run_stage
+from pipelines.errors import StageError, run_stage
 from pipelines.run import parts
 from pipelines.run.files import check_free_space, replacing
 from pipelines.run.layout import Layout
@@ -40,7 +41,7 @@ def main(
     config: Annotated[Path, typer.Option(help="configuration, YAML or resolved JSON")],
     backbone: Annotated[str, typer.Option(help="name of the backbone whose tokenizer and chat template to use")],
 ) -> None:
-    """Turns the papers of the data section into episodes for one backbone."""
+    """Turns what the data section names into episodes for one backbone."""
     preprocess(load_config(config), backbone)
 
 
@@ -54,34 +55,56 @@ def preprocess(config: Config, backbone: str) -> None:
     for split in ("train", "eval"):
         folder = layout.data(backbone, split)
         with replacing(folder) as partial:
-            corpus = load_corpus(config.data, split, partial)
-            check_free_space(partial, estimated_bytes(corpus.papers, config.data, split))
+            corpora = _load(config, split, partial)
+            needed = sum(estimated_bytes(corpus.documents, config.data, split) for corpus in corpora.values())
+            check_free_space(partial, needed)
             manifest = {"backbone": backbone, "tokenizer": tokenizer_digest(tokenizer)}
             shown = functools.partial(_show, split)
-            manifest |= write_split(corpus, config.data, split, tokenizer_folder, partial, shown)
+            manifest |= write_split(corpora, config.data, split, tokenizer_folder, partial, shown)
+            found = _ids(config, corpora)
             if split == "train":
-                trained = {paper.paper_id for paper in corpus.papers}
+                trained = found
             else:
-                manifest["papers_also_in_train"] = sorted(trained & {p.paper_id for p in corpus.papers})
+                manifest["papers_also_in_train"] = sorted(trained & found)
             manifest |= {"provenance": provenance(parts.preprocess(config))}
             write_manifest(partial, manifest)
         _summarise(folder, manifest)
 
 
-def _show(split: str, encoded: Iterator[PaperEpisodes], papers: int) -> Iterable[PaperEpisodes]:
-    return track(encoded, split, papers, console=console, disable=not console.is_terminal)
+def _load(config: Config, split: Split, folder: Path) -> dict[str, Corpus]:
+    """The documents of every source, by its name."""
+    corpora = {}
+    for name, settings in config.data.named_sources.items():
+        try:
+            corpora[name] = load_corpus(settings, split, folder if config.data.source else folder / name)
+        except StageError as error:
+            if config.data.source:
+                raise
+            raise StageError(f"data.sources.{name}: {error}") from error
+    return corpora
+
+
+def _ids(config: Config, corpora: dict[str, Corpus]) -> set[str]:
+    """The ids of all documents, as they stand in the shards."""
+    prefixes = {name: "" if config.data.source else f"{name}/" for name in corpora}
+    return {prefixes[name] + document.document_id for name in corpora for document in corpora[name].documents}
+
+
+def _show(split: str, encoded: Iterator[Episodes], documents: int) -> Iterable[Episodes]:
+    return track(encoded, split, documents, console=console, disable=not console.is_terminal)
 
 
 def _summarise(folder: Path, manifest: dict[str, Any]) -> None:
-    dropped = sum(entry["count"] for entry in manifest["dropped"].values())
-    written = manifest["tokens"]["written"]
-    console.print(
-        f"{folder}: {manifest['episodes']} episodes from {manifest['papers']} papers, {dropped} questions "
-        f"dropped, {len(manifest['bad_records']['records'])} bad records; written tokens: median "
-        f"{written['median']:.0f}, most {written['max']}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    for name, part in manifest.get("sources", {"": manifest}).items():
+        dropped = sum(entry["count"] for entry in part["dropped"].values())
+        written = part["tokens"]["written"]
+        console.print(
+            f"{folder}{name and f', {name}'}: {part['episodes']} episodes from {part['papers']} papers, {dropped} "
+            f"questions dropped, {len(part['bad_records']['records'])} bad records; written tokens: median "
+            f"{written['median']:.0f}, most {written['max']}",
+            soft_wrap=True,
+            highlight=False,
+        )
     if shared := manifest.get("papers_also_in_train"):
         console.print(f"warning: {len(shared)} papers are used for training and for evaluation", style="yellow")
 

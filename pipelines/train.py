@@ -25,7 +25,6 @@ from pipelines.run.layout import Layout
 from pipelines.run.provenance import provenance
 from pipelines.strategies.kinds import KINDS, recipe_of
 from pipelines.training import checkpoint
-from pipelines.training.batches import Schedule
 from pipelines.training.curve import Watcher
 from pipelines.training.ray_cluster import run_workers, started_ray
 from pipelines.training.recipe import Recipe
@@ -54,7 +53,7 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
     cell, layout = config.cell(backbone, strategy, seed), Layout(config)
     recipe = recipe_of(config, cell)
     episodes, notes = recipe.episodes()
-    steps = Schedule(episodes, cell.train, seed, cell.train.num_workers).steps
+    steps = recipe.schedule(episodes, cell.train.num_workers).steps
     if too_long := notes.get("prompts_beyond_the_window", {}).get("count"):
         Console(stderr=True).print(
             f"{strategy}: the prompts of {too_long} episodes are longer than the backbone's window "

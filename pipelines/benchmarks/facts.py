@@ -15,9 +15,8 @@ from pipelines.benchmarks.base import Context, Question
 from pipelines.benchmarks.mab_scores import text_scores
 from pipelines.config import Generated
 from pipelines.config.benchmarks import FactsSettings
-from pipelines.data.episodes import paper_messages
 from pipelines.data.generate import generate_papers
-from pipelines.data.papers import Paper, parse_papers
+from pipelines.data.papers import Paper, paper_messages, parse_papers
 
 
 class Facts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines.benchmarks.answer_f1 import answer_f1
 from pipelines.benchmarks.base import Context, Question
@@ -24,6 +25,8 @@ class Qasper:
     stop: tuple[str, ...] = ()
     metrics = ("f1",)
     drop_first = "oldest"
+    category = "answer_type"
+    """Column of the episodes that holds a question's category."""
 
     def __init__(self, name: str, settings: QasperSettings, episodes: Path):
         self.name, self.version, self.episodes = name, str(settings.version), episodes
@@ -37,24 +40,30 @@ class Qasper:
             )
         # the questions of a paper are neighbours, and the tokens, most of a row, aren't needed
         paper, questions = None, []
-        columns = ["paper_id", "question_id", "messages", "question", "references", "answer_type"]
+        columns = ["paper_id", "question_id", "messages", "prompt", "references", self.category]
         for batch in table.select(columns).to_batches():
             for row in batch.to_pylist():
                 if paper is not None and row["paper_id"] != paper["paper_id"]:
-                    yield Context(paper["paper_id"], paper["messages"], questions)
+                    yield _context(paper, questions)
                     questions = []
                 paper = row
                 questions.append(
                     Question(
                         question_id=row["question_id"],
                         cluster_id=row["paper_id"],
-                        messages=[{"role": "user", "content": row["question"]}],
+                        messages=row["prompt"],
                         references=row["references"],
-                        category=row["answer_type"],
+                        category=row[self.category],
                     )
                 )
-        yield Context(paper["paper_id"], paper["messages"], questions)
+        yield _context(paper, questions)
 
     def score(self, question: Question, prediction: str) -> dict[str, float]:
         """Answer F1 as QASPER's own evaluator defines it."""
         return {"f1": answer_f1(prediction, question.references)}
+
+
+def _context(row: dict[str, Any], questions: list[Question]) -> Context:
+    """What a row has written; a system message stands in its questions."""
+    history = [message for message in row["messages"] if message["role"] != "system"]
+    return Context(row["paper_id"], history, questions)

@@ -21,6 +21,14 @@ class QasperSettings(Section):
     version: Version
 
 
+class HeldOutSettings(Section):
+    """What the sources of the data section hold out for evaluation: the replies that training would learn."""
+
+    kind: Literal["held_out"]
+    version: Count = Field(description="goes into the results; raise it where the questions or their scores change")
+    max_new_tokens: Count = Field(64, description="longest answer that is generated")
+
+
 class _Sampled(Section):
     version: Version
     max_contexts: Count | None = Field(None, description="only the first so many contexts; null is all")
@@ -113,6 +121,7 @@ class LmEvalSettings(Section):
 
 BenchmarkSettings = Annotated[
     QasperSettings
+    | HeldOutSettings
     | LocomoSettings
     | HotpotqaSettings
     | MemoryAgentBenchSettings
@@ -121,3 +130,6 @@ BenchmarkSettings = Annotated[
     | LmEvalSettings,
     Field(discriminator="kind"),
 ]
+
+OF_EPISODES = ("qasper", "held_out")
+"""Kinds that ask the evaluation episodes of the data section."""

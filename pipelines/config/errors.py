@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,18 +19,18 @@ def describe(
     error: ValidationError,
     model: type[BaseModel],
     where: str,
-    files: Mapping[tuple[str, str], str],
+    files: Mapping[tuple[str, ...], str],
     prefix: tuple[str, ...] = (),
 ) -> str:
     """One line per problem in a validation error of ``model``.
 
-    ``files`` gives the file by (kind, name) for entries that don't come from ``where``; ``prefix`` is the
+    ``files`` gives the file by the entry's path for entries that don't come from ``where``; ``prefix`` is the
     path of ``model`` inside the configuration.
     """
     lines = []
     for problem in error.errors():
         path, owner = _walk(model, problem["loc"])
-        file = files.get(tuple(path[:2]), where)
+        file = next((files[entry] for n in (2, 3) if (entry := tuple(path[:n])) in files), where)
         key = ".".join([*prefix, *path]) or "the configuration"
         lines.append(f"{file}: {key}: {_reason(problem, owner)}")
     return "\n".join(lines)
@@ -75,6 +75,10 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
     owner: type[BaseModel] | None = model
     inside: Any = model
     for step in location:
+        if get_origin(inside) is dict:  # its keys are names, which may be those of kinds
+            path.append(str(step))
+            owner, inside = None, get_args(inside)[-1]
+            continue
         choices = _models(inside)
         tagged = [choice for choice in choices if step in _tags(choice)] if len(choices) > 1 else []
         if tagged:

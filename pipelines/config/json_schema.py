@@ -14,8 +14,9 @@ SCHEMA_FILE = PROJECT_ROOT / "workflow" / "schemas" / "config.schema.json"
 def schema_text() -> str:
     """The schema of a configuration file, whose entries may be named or written out."""
     schema = Config.model_json_schema()
-    for kind in NAMED_KINDS:
-        written_out = schema["properties"][kind]
+    for kind, (*sections, key) in NAMED_KINDS.items():
+        properties = schema["$defs"]["Data"]["properties"] if sections else schema["properties"]
+        written_out = properties[key]
         completed = {"type": "object", "required": ["from"], "properties": {"from": {"type": "string"}}}
         completed["description"] = f"the file configs/{kind}/FROM.yaml with the other keys laid over it"
         written_out["patternProperties"] = {
@@ -23,7 +24,7 @@ def schema_text() -> str:
         }
         names = {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}
         names["description"] = f"names of files in configs/{kind}"
-        schema["properties"][kind] = {"anyOf": [names, written_out]}
+        properties[key] = {"anyOf": [names, written_out]}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -24,9 +24,10 @@ from pydantic import (
 from pipelines.config.adapter import THIRDS, adapter_config
 from pipelines.config.backbones import Backbone
 from pipelines.config.benchmarks import BenchmarkSettings
+from pipelines.config.data import Data
 from pipelines.config.errors import RunConfigError, describe
 from pipelines.config.files import NAMED_KINDS, merge_named_entries, read_mapping
-from pipelines.config.sections import Data, Evaluate, Register, Report, Train
+from pipelines.config.sections import Evaluate, Register, Report, Train
 from pipelines.config.strategies import (
     FROZEN,
     DeltaStrategy,

@@ -1,4 +1,4 @@
-"""The sections of a configuration: data, train, evaluate, register, report."""
+"""The sections of a configuration that have no files of their own: train, evaluate, register, report."""
 
 from __future__ import annotations
 
@@ -13,41 +13,6 @@ from pipelines.config.types import Count, GpuShare, Number, Section, unique
 
 def _deepspeed_settings(value: Any) -> Any:
     return read_mapping(Path(value)) if isinstance(value, str) else value
-
-
-class Generated(Section):
-    """Papers made up for the run, about facts that nothing but having read them tells (source: generated)."""
-
-    train_papers: Count = Field(96, description="papers to train on")
-    eval_papers: Count = Field(24, description="papers to evaluate on; they don't change with train_papers")
-    facts_per_paper: Count = Field(6, description="facts in a paper, each with its question, and one question more")
-    seed: int = Field(0, description="of the facts drawn")
-
-
-class Data(Section):
-    """What adapters are trained on, and what the benchmark ``qasper`` asks about."""
-
-    source: Literal["generated", "files", "hub"] = Field(description="where the papers come from")
-    train_files: list[str] = Field(default_factory=list, description="QASPER JSON files (source: files)")
-    eval_files: list[str] = Field(default_factory=list, description="QASPER JSON files (source: files)")
-    hub_id: str = Field("allenai/qasper", description="data set on the Hub (source: hub)")
-    hub_revision: str | None = Field(None, description="its branch, tag or commit; null: its Parquet conversion")
-    generated: Generated = Field(default_factory=Generated, description="how papers are made (source: generated)")
-    max_written_tokens: Count = Field(8192, description="tokens of a paper that go into the memory")
-    max_read_tokens: Count = Field(
-        512, description="tokens of a question with its answer; a longer one is dropped and named in the manifest"
-    )
-    max_train_questions: Count | None = Field(None, description="only the first so many questions; null: all")
-    max_eval_questions: Count | None = Field(None, description="only the first so many questions; null: all")
-    overlong: Literal["drop", "truncate"] = Field("drop", description="papers longer than max_written_tokens")
-    shard_megabytes: Count = Field(64, description="size of a file of tokenised episodes")
-    processes: Count = Field(2, description="processes that tokenise; the episodes are the same for any number")
-
-    @model_validator(mode="after")
-    def _files_present(self) -> Data:
-        if self.source == "files" and not (self.train_files and self.eval_files):
-            raise ValueError("source 'files' needs train_files and eval_files")
-        return self
 
 
 class Train(Section):

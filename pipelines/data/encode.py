@@ -1,4 +1,4 @@
-"""Papers to rows: encodes a split, on several processes where it is large, and says what became of each question."""
+"""Documents to rows: encodes a split, on several processes where it is large, and says what became of each question."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -20,59 +20,79 @@ from transformers import PreTrainedTokenizerBase
 
 from pipelines.backbones.prepared import load_tokenizer
 from pipelines.config import Data
-from pipelines.data.episodes import EpisodeEncoder, PaperEpisodes
-from pipelines.data.generate import Split
-from pipelines.data.papers import Paper
-from pipelines.data.shards import write_shards
-from pipelines.data.sources import Corpus
+from pipelines.data.documents import Corpus, Document, Split
+from pipelines.data.episodes import EpisodeEncoder, Episodes
+from pipelines.data.shards import PAPER_SCHEMA, SCHEMA, write_shards
 from pipelines.errors import StageError
 
-PAPERS_PER_PROCESS = 200
+DOCUMENTS_PER_PROCESS = 200
 """A process takes seconds to start, the time of some hundred papers."""
 
-Progress = Callable[[Iterator[PaperEpisodes], int], Iterable[PaperEpisodes]]
-"""Passes papers on as they are encoded, and shows how many of that number there were."""
+Progress = Callable[[Iterator[Episodes], int], Iterable[Episodes]]
+"""Passes documents on as they are encoded, and shows how many of that number there were."""
 
 
 def write_split(
-    corpus: Corpus, data: Data, split: Split, tokenizer_folder: Path, folder: Path, progress: Progress
+    corpora: Mapping[str, Corpus], data: Data, split: Split, tokenizer_folder: Path, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Writes the shards of one split into a folder and returns what the manifest says of them.
 
-    Raises StageError if not one episode is left.
+    The rows of one source follow on those of another. Raises StageError if one has not one episode left.
     """
     limit = question_limit(data, split)
-    papers = corpus.papers
-    tally = Tally()
-    with closing(encode_papers(papers, data, tokenizer_folder)) as encoded:
-        shown = progress(encoded, len(papers))
-        shards = write_shards(tally.count(shown, limit), folder, data.shard_megabytes * 10**6)
-    found = sum(len(paper.questions) for paper in papers)
-    dropped = {reason: {"count": len(ids), "question_ids": ids} for reason, ids in sorted(tally.dropped.items())}
+    tallies = {name: Tally() for name in corpora}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name, corpus in corpora.items():
+            with closing(encode_documents(corpus.documents, data, tokenizer_folder)) as encoded:
+                counted = tallies[name].count(progress(encoded, len(corpus.documents)), limit)
+                yield from counted if data.source else _of_source(name, counted)
+            _check(tallies[name], corpus, split if data.source else f"{split}: data.sources.{name}")
+
+    shards = write_shards(rows(), folder, data.shard_megabytes * 10**6, PAPER_SCHEMA if data.source else SCHEMA)
+    told = {name: _told(corpora[name], tallies[name]) for name in corpora}
+    if data.source:
+        return {"split": split, **next(iter(told.values())), "shards": shards}
+    totals = {key: sum(entry[key] for entry in told.values()) for key in ("papers", "usable_questions", "episodes")}
+    return {"split": split, **totals, "sources": told, "shards": shards}
+
+
+def _of_source(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows under the name of their source, which also keeps its ids apart from those of others."""
+    for row in rows:
+        ids = {key: f"{name}/{row[key]}" for key in ("paper_id", "question_id")}
+        yield row | ids | {"source": name}
+
+
+def _check(tally: Tally, corpus: Corpus, where: str) -> None:
     if not tally.episodes:
-        reasons = "; ".join(f"{reason}: {entry['count']}" for reason, entry in dropped.items())
+        reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in sorted(tally.dropped.items()))
         raise StageError(
-            f"{split}: none of {found} questions gives an episode ({reasons or 'there are no questions'}); "
+            f"{where}: none of {corpus.questions} questions gives an episode ({reasons or 'there are no questions'}); "
             "check the data section's files and max_written_tokens, max_read_tokens"
         )
+
+
+def _told(corpus: Corpus, tally: Tally) -> dict[str, Any]:
+    """What the manifest says of one source."""
+    dropped = {reason: {"count": len(ids), "question_ids": ids} for reason, ids in sorted(tally.dropped.items())}
     lost = Counter(record.lost for record in corpus.bad_records)
     return {
-        "split": split,
         "source": corpus.origin,
-        "papers": len(papers),
-        "usable_questions": found,
+        "papers": len(corpus.documents),
+        "usable_questions": corpus.questions,
         "episodes": tally.episodes,
         "dropped": dropped,
-        "beyond_limit": found - tally.episodes - sum(entry["count"] for entry in dropped.values()),
+        "beyond_limit": corpus.questions - tally.episodes - sum(entry["count"] for entry in dropped.values()),
         "truncated_papers": tally.truncated,
         "renamed_questions": corpus.renamed_questions,
+        "renamed_documents": corpus.renamed_documents,
         "bad_records": {
             "lost": dict(sorted(lost.items())),
             "records": [asdict(r) for r in corpus.bad_records],
         },
         "answer_types": dict(sorted(tally.answer_types.items())),
         "tokens": {name: _statistics(lengths) for name, lengths in tally.lengths.items()},
-        "shards": shards,
     }
 
 
@@ -86,14 +106,14 @@ class Tally:
     answer_types: Counter[str] = field(default_factory=Counter)
     lengths: dict[str, list[int]] = field(default_factory=lambda: {"written": [], "question": [], "answer": []})
 
-    def count(self, papers: Iterable[PaperEpisodes], limit: int | None) -> Iterator[dict[str, Any]]:
+    def count(self, documents: Iterable[Episodes], limit: int | None) -> Iterator[dict[str, Any]]:
         """Passes the rows on, at most ``limit`` of them, the first in file order."""
-        for paper in papers:
-            for reason, ids in paper.dropped.items():
+        for document in documents:
+            for reason, ids in document.dropped.items():
                 self.dropped[reason] += ids
-            if paper.truncated:
-                self.truncated.append(paper.paper_id)
-            for row in paper.rows:
+            if document.truncated:
+                self.truncated.append(document.document_id)
+            for row in document.rows:
                 self.episodes += 1
                 self.answer_types[row["answer_type"]] += 1
                 for name, column in zip(self.lengths, ("context_ids", "question_ids", "answer_ids"), strict=True):
@@ -103,17 +123,17 @@ class Tally:
                     return
 
 
-def encode_papers(papers: list[Paper], data: Data, tokenizer_folder: Path) -> Iterator[PaperEpisodes]:
-    """The papers' episodes, in the order of the papers whatever the number of processes."""
+def encode_documents(documents: Sequence[Document], data: Data, tokenizer_folder: Path) -> Iterator[Episodes]:
+    """The documents' episodes, in their order whatever the number of processes."""
     settings = (tokenizer_folder, data.max_written_tokens, data.max_read_tokens, data.overlong)
-    processes = min(data.processes, math.ceil(len(papers) / PAPERS_PER_PROCESS))
+    processes = min(data.processes, math.ceil(len(documents) / DOCUMENTS_PER_PROCESS))
     if processes <= 1:
-        yield from map(make_encoder(*settings).encode, papers)
+        yield from map(make_encoder(*settings).encode, documents)
         return
     # A forked process could inherit a lock that one of the tokenizer's threads holds.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, settings)
     try:
-        yield from pool.map(_encode, papers, chunksize=8)
+        yield from pool.map(_encode, documents, chunksize=8)
     except BrokenProcessPool:
         raise StageError(
             f"one of {processes} tokenising processes was killed, probably for want of memory; lower data.processes"
@@ -135,8 +155,8 @@ def _start_worker(*settings: Any) -> None:
     _encoder = make_encoder(*settings)
 
 
-def _encode(paper: Paper) -> PaperEpisodes:
-    return _encoder.encode(paper)
+def _encode(document: Document) -> Episodes:
+    return _encoder.encode(document)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -146,22 +166,17 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def question_limit(data: Data, split: Split) -> int | None:
-    """How many questions of a split are taken at most; None: all."""
+    """How many questions of a split are taken at most, from each source; None: all."""
     return data.max_train_questions if split == "train" else data.max_eval_questions
 
 
-def estimated_bytes(papers: list[Paper], data: Data, split: Split) -> int:
-    """About what the shards will take: per question its paper's text and, per 4 bytes of it, two int32."""
+def estimated_bytes(documents: Sequence[Document], data: Data, split: Split) -> int:
+    """About what the shards will take: per question its document's text and, per 4 bytes of it, two int32."""
     total = questions = 0
-    for paper in papers:
-        texts = [
-            paper.title,
-            paper.abstract,
-            *(text for section in paper.sections for text in section.paragraphs),
-        ]
-        written = sum(len(text.encode()) for text in texts)
-        questions += len(paper.questions)
-        total += len(paper.questions) * min(3 * written, 12 * data.max_written_tokens)
+    for document in documents:
+        written = sum(len(message["content"].encode()) for message in document.messages)
+        questions += len(document.exercises)
+        total += len(document.exercises) * min(3 * written, 12 * data.max_written_tokens)
     limit = question_limit(data, split)
     return total * limit // questions if limit and limit < questions else total
 

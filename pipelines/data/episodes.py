@@ -1,13 +1,13 @@
-"""One episode per question: the paper is written into the memory, then the question is read and answered.
+"""One episode per exercise: the document is written into the memory, then the prompt is read and its reply learnt.
 
-Every section of the paper is a message of its own, which makes the sections the segments of the
-sequence-state write. The question is asked in a chat of its own, so that nothing of the paper is visible
-while it is answered.
+Every message of the document is a segment of the sequence-state write. The prompt is a chat of its own, so that nothing
+of the document is visible while it is answered but what the source repeats there.
 """
 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,22 +17,22 @@ from transformers import PreTrainedTokenizerBase
 from deltamem.chat.format import encode_messages, encode_reply
 from deltamem.chat.messages import Message
 from deltamem.errors import DeltaMemError
-from pipelines.data.papers import Paper, PaperQuestion
+from pipelines.data.documents import Document, Exercise
 from pipelines.errors import StageError
 
-NO_TEXT = "the paper has no text"
-LONG_PAPER = "the paper is longer than max_written_tokens"
+NO_TEXT = "the {} has no text"
+LONG_DOCUMENT = "the {} is longer than max_written_tokens"
 LONG_QUESTION = "question and answer are longer than max_read_tokens"
 
 
 @dataclass
-class PaperEpisodes:
-    """Episodes of one paper as rows of ``pipelines.data.shards.SCHEMA``, and the ids of dropped questions by reason.
+class Episodes:
+    """Episodes of one document as rows of ``pipelines.data.shards.SCHEMA``, and the ids of dropped ones by reason.
 
-    ``truncated`` tells that the end of the paper was cut off to fit the budget.
+    ``truncated`` tells that an end of the document was cut off to fit the budget.
     """
 
-    paper_id: str
+    document_id: str
     rows: list[dict[str, Any]] = field(default_factory=list)
     dropped: dict[str, list[str]] = field(default_factory=dict)
     truncated: bool = False
@@ -40,11 +40,11 @@ class PaperEpisodes:
 
 @dataclass(frozen=True)
 class EpisodeEncoder:
-    """Turns papers into episodes with a backbone's chat template.
+    """Turns documents into episodes with a backbone's chat template.
 
-    max_written_tokens bounds the paper's tokens, max_read_tokens those of question and answer together. A
-    longer paper is dropped or, with overlong="truncate", loses its last sections and, if one is left that
-    is still too long, the last words of that.
+    max_written_tokens bounds the document's tokens, max_read_tokens those of prompt and reply together. A longer
+    document is dropped or, with overlong="truncate", loses messages at the end that it names and, if a single one is
+    left that is still too long, words of that.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -52,86 +52,80 @@ class EpisodeEncoder:
     max_read_tokens: int
     overlong: Literal["drop", "truncate"]
 
-    def encode(self, paper: Paper) -> PaperEpisodes:
-        """All episodes of a paper. Raises StageError if the chat template marks no end of an answer."""
-        result = PaperEpisodes(paper.paper_id)
-        ids = [question.question_id for question in paper.questions]
-        messages = paper_messages(paper)
-        if not messages:
-            result.dropped[NO_TEXT] = ids
+    def encode(self, document: Document) -> Episodes:
+        """All episodes of a document. Raises StageError if the chat template marks no end of an answer."""
+        result = Episodes(document.document_id)
+        ids = [exercise.question_id for exercise in document.exercises]
+        messages = document.messages
+        if all(message["role"] == "system" for message in messages):
+            result.dropped[NO_TEXT.format(document.noun)] = ids
             return result
         context = encode_messages(self.tokenizer, messages)
         if len(context.input_ids) > self.max_written_tokens:
-            messages = self._shorten(messages) if self.overlong == "truncate" else []
+            messages = self._shorten(document) if self.overlong == "truncate" else []
             if not messages:
-                result.dropped[LONG_PAPER] = ids
+                result.dropped[LONG_DOCUMENT.format(document.noun)] = ids
                 return result
             context = encode_messages(self.tokenizer, messages)
             result.truncated = True
         written = {
-            "paper_id": paper.paper_id,
+            "paper_id": document.document_id,
             "context_ids": np.array(context.input_ids, dtype=np.int32),
             "segment_ids": np.array(context.segment_ids, dtype=np.int32),
             "messages": messages,
         }
-        for question in paper.questions:
-            read = self._read_part(question)
+        for exercise in document.exercises:
+            read = self._read_part(exercise)
             if len(read["question_ids"]) + len(read["answer_ids"]) > self.max_read_tokens:
-                result.dropped.setdefault(LONG_QUESTION, []).append(question.question_id)
+                result.dropped.setdefault(LONG_QUESTION, []).append(exercise.question_id)
             else:
                 result.rows.append(written | read)
         return result
 
-    def _read_part(self, question: PaperQuestion) -> dict[str, Any]:
-        # Where annotators disagree, the first usable answer in file order is the one to learn: that needs
-        # no judgement and is the same everywhere. Scoring compares with all of them.
-        answer = question.answers[0]
-        ask = {"role": "user", "content": question.text}
-        prompt = encode_messages(self.tokenizer, [ask], add_generation_prompt=True)
+    def _read_part(self, exercise: Exercise) -> dict[str, Any]:
+        answer = exercise.references[0]
+        prompt = encode_messages(self.tokenizer, exercise.prompt, add_generation_prompt=True)
         try:
-            reply = encode_reply(self.tokenizer, [ask], answer.text)
+            reply = encode_reply(self.tokenizer, exercise.prompt, answer)
         except DeltaMemError as error:
             raise StageError(
-                f"question {question.question_id}: its answer has no end to learn ({error}); give the backbone's "
+                f"question {exercise.question_id}: its answer has no end to learn ({error}); give the backbone's "
                 "tokenizer a chat template with an end-of-turn token"
             ) from error
         return {
-            "question_id": question.question_id,
-            "question": question.text,
+            "question_id": exercise.question_id,
+            "question": exercise.prompt[-1]["content"],
             "question_ids": np.array(prompt.input_ids, dtype=np.int32),
-            "answer": answer.text,
+            "prompt": exercise.prompt,
+            "answer": answer,
             "answer_ids": np.array(reply, dtype=np.int32),
-            "answer_type": answer.kind,
-            "references": [answer.text for answer in question.answers],
+            "answer_type": exercise.kind,
+            "references": exercise.references,
         }
 
-    def _shorten(self, messages: list[Message]) -> list[Message]:
-        """The longest beginning of a paper that fits; empty if not even one word does."""
-        while len(messages) > 1 and not self._fits(messages):
-            messages = messages[:-1]
-        if self._fits(messages):
-            return messages
-        words = messages[0]["content"].split(" ")
+    def _shorten(self, document: Document) -> list[Message]:
+        """As much of a document as fits, its system message included; empty if not even one word does."""
+        system = [message for message in document.messages[:1] if message["role"] == "system"]
+        body = document.messages[len(system) :]
+        if kept := self._most(body, lambda part: [*system, *part], document.drop_first):
+            return [*system, *kept]
+        last = body[0] if document.drop_first == "newest" else body[-1]
 
-        def beginning(count: int) -> list[Message]:
-            return [{"role": "user", "content": " ".join(words[:count])}]
+        def message(words: list[str]) -> list[Message]:
+            return [*system, {**last, "content": " ".join(words)}]
 
-        longest = bisect.bisect_left(range(1, len(words)), True, key=lambda count: not self._fits(beginning(count)))
-        return beginning(longest) if longest else []
+        words = self._most(last["content"].split(" "), message, document.drop_first)
+        return message(words) if words else []
+
+    def _most(
+        self, parts: list, messages: Callable[[list], list[Message]], drop_first: Literal["oldest", "newest"]
+    ) -> list:
+        """The longest beginning of some parts (or end, where the oldest go first) whose messages fit."""
+
+        def kept(count: int) -> list:
+            return parts[:count] if drop_first == "newest" else parts[len(parts) - count :]
+
+        return kept(bisect.bisect_left(range(1, len(parts) + 1), True, key=lambda n: not self._fits(messages(kept(n)))))
 
     def _fits(self, messages: list[Message]) -> bool:
         return len(encode_messages(self.tokenizer, messages).input_ids) <= self.max_written_tokens
-
-
-def paper_messages(paper: Paper) -> list[Message]:
-    """The paper as user messages: title with abstract, then each section; what has no text is left out."""
-    parts = [(paper.title, [paper.abstract])] if (paper.title + paper.abstract).strip() else []
-    parts += [
-        (section.name, section.paragraphs)
-        for section in paper.sections
-        if any(paragraph.strip() for paragraph in section.paragraphs)
-    ]
-    return [
-        {"role": "user", "content": "\n".join(line.strip() for line in (head, *body) if line.strip())}
-        for head, body in parts
-    ]

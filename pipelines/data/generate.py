@@ -15,15 +15,15 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from pipelines.config import Generated
+from pipelines.data.documents import Split
 from pipelines.errors import StageError, run_stage
 from pipelines.run.files import room_to_write
 
-Split = Literal["train", "eval"]
 T = TypeVar("T")
 
 PROPERTIES = {
@@ -56,7 +56,7 @@ MOST_SYSTEMS = 150_000
 """Under half of the names that the syllables give, so that a new one is found quickly."""
 
 _SECTIONS = ("Overview", "Design", "History", "Methods", "Setup", "Trials", "Results", "Discussion", "Notes")
-_FILLERS = (
+FILLERS = (
     "This was settled early.",
     "Nobody objected.",
     "The team agreed.",
@@ -102,7 +102,7 @@ def _paper(rng: random.Random, paper_id: str, facts: int, taken: set[str], yes_n
     """One paper: a question on every fact, and one more that is yes/no or unanswerable in turns."""
     systems = [_new_name(rng, taken) for _ in range(_systems_per_paper(facts))]
     said = {system: _shuffled(rng, PROPERTIES)[:FACTS_PER_SYSTEM] for system in systems}
-    told = [(system, name, _pick(rng, PROPERTIES[name])) for system in systems for name in said[system]][:facts]
+    told = [(system, name, pick(rng, PROPERTIES[name])) for system in systems for name in said[system]][:facts]
 
     sections = []
     questions = []
@@ -113,7 +113,7 @@ def _paper(rng: random.Random, paper_id: str, facts: int, taken: set[str], yes_n
         sections.append(
             {
                 "section_name": section_names[number % len(section_names)],
-                "paragraphs": [" ".join([*sentences, _pick(rng, _FILLERS)])],
+                "paragraphs": [" ".join([*sentences, pick(rng, FILLERS)])],
             }
         )
         questions += [
@@ -131,17 +131,17 @@ def _paper(rng: random.Random, paper_id: str, facts: int, taken: set[str], yes_n
 
 
 def _yes_no_question(rng: random.Random, told: list[tuple[str, str, str]]) -> tuple[str, dict[str, Any]]:
-    system, name, value = _pick(rng, told)
+    system, name, value = pick(rng, told)
     truth = rng.random() < 0.5
-    asked = value if truth else _pick(rng, [other for other in PROPERTIES[name] if other != value])
+    asked = value if truth else pick(rng, [other for other in PROPERTIES[name] if other != value])
     evidence = [f"The {name} of {system} is {value}."]
     return f"Is the {name} of {system} {asked}?", {"yes_no": truth, "evidence": evidence}
 
 
 def _unanswerable_question(rng: random.Random, told: list[tuple[str, str, str]]) -> tuple[str, dict[str, Any]]:
-    system = _pick(rng, told)[0]
+    system = pick(rng, told)[0]
     said = {name for other, name, _ in told if other == system}
-    name = _pick(rng, [name for name in PROPERTIES if name not in said])
+    name = pick(rng, [name for name in PROPERTIES if name not in said])
     return f"What is the {name} of {system}?", {"unanswerable": True}
 
 
@@ -178,14 +178,17 @@ def _systems_per_paper(facts: int) -> int:
 
 def _new_name(rng: random.Random, taken: set[str]) -> str:
     while True:
-        name = "".join(_pick(rng, letters) for letters in (_ONSETS, _VOWELS) * 3).capitalize()
+        name = "".join(pick(rng, letters) for letters in (_ONSETS, _VOWELS) * 3).capitalize()
         if name not in taken:
             taken.add(name)
             return name
 
 
-# Of the random module's methods only random() is promised to give the same numbers in every Python version.
-def _pick(rng: random.Random, items: Sequence[T]) -> T:
+def pick(rng: random.Random, items: Sequence[T]) -> T:
+    """One of the items, all alike likely.
+
+    Of the random module's methods only random() is promised to give the same numbers in every Python version.
+    """
     return items[int(rng.random() * len(items))]
 
 

@@ -8,7 +8,6 @@ where possible.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from deltamem.chat.messages import Message
+from pipelines.data.documents import BadRecord, Document, Exercise, first_problem
+from pipelines.data.files import kind_of, mended, read_json
 from pipelines.errors import StageError
 
 UNANSWERABLE = "Unanswerable"
@@ -60,16 +62,6 @@ class Paper:
     questions: tuple[PaperQuestion, ...]
 
 
-@dataclass(frozen=True)
-class BadRecord:
-    """Something that could not be used: a whole paper, a question, or one annotator's answer to it."""
-
-    lost: Literal["paper", "question", "answer"]
-    paper_id: str
-    question_id: str | None
-    reason: str
-
-
 class _Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -112,9 +104,9 @@ def read_papers(path: Path) -> tuple[list[Paper], list[BadRecord]]:
 
     Raises StageError, with the position, if the file can't be read, isn't JSON, or holds no QASPER paper.
     """
-    records = _read_json(path)
+    records = read_json(path, EXPECTED)
     if not isinstance(records, dict):
-        raise StageError(f"{path}, line 1: the file holds {_kind(records)} at its top; {EXPECTED}")
+        raise StageError(f"{path}, line 1: the file holds {kind_of(records)} at its top; {EXPECTED}")
     papers, bad = parse_papers(records.items())
     if not papers:
         found = f'at ["{bad[0].paper_id}"]: {bad[0].reason}' if bad else "line 1: the object is empty"
@@ -127,12 +119,15 @@ def parse_papers(records: Iterable[tuple[str, Any]]) -> tuple[list[Paper], list[
     papers: list[Paper] = []
     bad: list[BadRecord] = []
     for paper_id, record in records:
+        (paper_id, record), damaged = mended([paper_id, record])
+        if damaged:
+            bad.append(BadRecord("characters", paper_id, None, f"{damaged} lone surrogates, replaced by U+FFFD"))
         try:
             fields = _PaperRecord.model_validate(record)
         except ValidationError as error:
             questions = record.get("qas") if isinstance(record, Mapping) else None
             lost = f"; its {len(questions)} questions are lost" if isinstance(questions, list) else ""
-            bad.append(BadRecord("paper", paper_id, None, _reason(error) + lost))
+            bad.append(BadRecord("paper", paper_id, None, first_problem(error) + lost))
             continue
         questions, bad_questions = _parse_questions(paper_id, fields.qas)
         bad.extend(bad_questions)
@@ -151,7 +146,7 @@ def _parse_questions(paper_id: str, records: list[Any]) -> tuple[tuple[PaperQues
         try:
             fields = _QuestionRecord.model_validate(record)
         except ValidationError as error:
-            bad.append(BadRecord("question", paper_id, question_id, _reason(error)))
+            bad.append(BadRecord("question", paper_id, question_id, first_problem(error)))
             continue
         if not fields.question.strip():
             bad.append(BadRecord("question", paper_id, question_id, "the question is empty"))
@@ -177,7 +172,7 @@ def _parse_answer(annotation: Any) -> Answer | str:
     try:
         fields = _AnnotationRecord.model_validate(annotation).answer
     except ValidationError as error:
-        return _reason(error)
+        return first_problem(error)
     spans = ", ".join(span.strip() for span in fields.extractive_spans if span.strip())
     free_form = fields.free_form_answer.strip()
     if fields.unanswerable:
@@ -191,44 +186,33 @@ def _parse_answer(annotation: Any) -> Answer | str:
     return "all of its fields are empty"
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_object)
-    except OSError as error:
-        raise StageError(f"{path}: can't be read ({error.strerror}); {EXPECTED}") from None
-    except UnicodeDecodeError as error:
-        raise StageError(f"{path}, byte {error.start}: not UTF-8 text; {EXPECTED}") from None
-    except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        cut_off = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
-        hint = "the file seems to be cut off; fetch it again" if cut_off else EXPECTED
-        raise StageError(f"{where}: not JSON ({error.msg}); {hint}") from None
-    except RecursionError:
-        raise StageError(f"{path}: nested too deeply to be QASPER; {EXPECTED}") from None
-    except _RepeatedKey as error:
-        raise StageError(f"{path}: the key {error} appears twice in one object; {EXPECTED}") from None
+def paper_document(paper: Paper) -> Document:
+    """A paper as what is written, and its questions as what is asked of it.
+
+    Where annotators disagree, the first usable answer in file order is the one to learn: that needs no judgement and is
+    the same everywhere. Scoring compares with all of them.
+    """
+    exercises = [
+        Exercise(
+            question_id=question.question_id,
+            prompt=[{"role": "user", "content": question.text}],
+            references=[answer.text for answer in question.answers],
+            kind=question.answers[0].kind,
+        )
+        for question in paper.questions
+    ]
+    return Document(paper.paper_id, paper_messages(paper), exercises, "paper")
 
 
-class _RepeatedKey(Exception):
-    pass
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # The json module keeps the last of equal keys and says nothing; here that would lose a paper in silence.
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _RepeatedKey(next(repr(key) for key in keys if keys.count(key) > 1))
-    return result
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    path = ".".join(map(str, first["loc"]))
-    return f"{path}: {first['msg']}" if path else first["msg"]
-
-
-def _kind(value: Any) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value), "null")
+def paper_messages(paper: Paper) -> list[Message]:
+    """The paper as user messages: title with abstract, then each section; what has no text is left out."""
+    parts = [(paper.title, [paper.abstract])] if (paper.title + paper.abstract).strip() else []
+    parts += [
+        (section.name, section.paragraphs)
+        for section in paper.sections
+        if any(paragraph.strip() for paragraph in section.paragraphs)
+    ]
+    return [
+        {"role": "user", "content": "\n".join(line.strip() for line in (head, *body) if line.strip())}
+        for head, body in parts
+    ]

@@ -17,15 +17,18 @@ from pipelines.errors import StageError
 from pipelines.run.files import file_digest
 
 MANIFEST = "manifest.json"
+PAPERS = "papers"
+"""Name of the source of a configuration that has a single ``source`` of papers."""
 ROWS_PER_BATCH = 16
 
-SCHEMA = pa.schema(
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+PAPER_SCHEMA = pa.schema(
     [
         ("paper_id", pa.string()),
         ("question_id", pa.string()),
         ("context_ids", pa.list_(pa.int32())),
         ("segment_ids", pa.list_(pa.int32())),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("messages", _MESSAGES),
         ("question", pa.string()),
         ("question_ids", pa.list_(pa.int32())),
         ("answer", pa.string()),
@@ -34,24 +37,31 @@ SCHEMA = pa.schema(
         ("references", pa.list_(pa.string())),
     ]
 )
+"""Of shards from a single source of papers, whose prompts are their questions."""
+
+SCHEMA = PAPER_SCHEMA.append(pa.field("source", pa.string())).append(pa.field("prompt", _MESSAGES))
 """One row is one question. context_ids are the tokens to write and segment_ids, as long, the message each
 belongs to (-1: the template's own tokens); question_ids is the prompt to read, answer_ids the answer to learn
-with its end-of-turn token; messages is what context_ids was made from, references all annotators' answers."""
+with its end-of-turn token; messages is what context_ids was made from, references all annotators' answers.
+source is the name of the entry in data.sources that a row is from, and prompt the messages that question_ids was made
+from; question is the last of them. Rows of one paper_id share what is written."""
 
 
-def write_shards(rows: Iterable[dict[str, Any]], folder: Path, shard_bytes: int) -> list[dict[str, Any]]:
-    """Writes rows of ``SCHEMA`` to ``shard-00000.arrow``, … in a folder; a shard ends once it holds shard_bytes.
+def write_shards(
+    rows: Iterable[dict[str, Any]], folder: Path, shard_bytes: int, schema: pa.Schema = SCHEMA
+) -> list[dict[str, Any]]:
+    """Writes rows of a schema to ``shard-00000.arrow``, … in a folder; a shard ends once it holds shard_bytes.
 
     Returns {file, rows, bytes, sha256} per shard. The same rows give the same bytes. Raises OSError as the
     file system does.
     """
     shards = []
-    batches = _batches(rows)
+    batches = _batches(rows, schema)
     for batch in batches:
         path = folder / f"shard-{len(shards):05d}.arrow"
         count = size = 0
         # A Python file rather than Arrow's own, for its errors carry errno.
-        with path.open("wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        with path.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
             while batch is not None:
                 writer.write_batch(batch)
                 count += batch.num_rows
@@ -61,10 +71,10 @@ def write_shards(rows: Iterable[dict[str, Any]], folder: Path, shard_bytes: int)
     return shards
 
 
-def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+def _batches(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     rows = iter(rows)
     while chunk := list(islice(rows, ROWS_PER_BATCH)):
-        yield pa.RecordBatch.from_pylist(chunk, schema=SCHEMA)
+        yield pa.RecordBatch.from_pylist(chunk, schema=schema)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -101,8 +111,28 @@ def open_episodes(folder: str | Path) -> pa.Table:
                 f"{path}: this shard is corrupt ({path.stat().st_size} bytes, {shard['bytes']} were written; "
                 f"its sha256 differs from the manifest's); {_remedy(folder)}"
             )
-        tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        tables.append(_completed(pa.ipc.open_file(pa.memory_map(str(path))).read_all()))
     return pa.concat_tables(tables)
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """A table of ``SCHEMA``: papers get the columns that say nothing new of them."""
+    if table.schema == SCHEMA:
+        return table
+    count = table.num_rows
+    said = [pa.repeat(pa.scalar("user"), count), table["question"].combine_chunks()]
+    message = pa.StructArray.from_arrays(said, fields=list(_MESSAGES.value_type))
+    prompt = pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), message).cast(_MESSAGES)
+    return table.append_column("source", pa.repeat(pa.scalar(PAPERS), count)).append_column("prompt", prompt)
+
+
+def whole_chat(row: dict[str, Any]) -> list[dict[str, str]]:
+    """What is written and what is read of a row as one chat, with its system message in front and nothing twice."""
+    prompt = row["prompt"]
+    system = prompt[:1] if prompt[0]["role"] == "system" else []
+    written = [message for message in row["messages"] if message not in system]
+    visible = prompt[len(system) :]
+    return [*system, *(written if written[-len(visible) :] == visible else [*written, *visible])]
 
 
 def read_rows(episodes: pa.Table, rows: Iterable[int], columns: Sequence[str]) -> list[dict[str, Any]]:

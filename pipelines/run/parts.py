@@ -15,11 +15,6 @@ from pipelines.config import FROZEN, Config
 _HOW_PREPROCESS = {"processes"}
 _HOW_TRAIN = {"max_failures", "checkpoint_every", "cpus_per_worker", "gpus_per_worker", "ray_address"}
 _HOW_EVALUATE = {"gpus"}
-_DATA_OF_SOURCE = {
-    "generated": {"generated"},
-    "files": {"train_files", "eval_files"},
-    "hub": {"hub_id", "hub_revision"},
-}
 
 
 def backbone(config: Config, name: str) -> dict[str, Any]:
@@ -27,17 +22,22 @@ def backbone(config: Config, name: str) -> dict[str, Any]:
 
 
 def preprocess(config: Config) -> dict[str, Any]:
-    others = set().union(*(keys for source, keys in _DATA_OF_SOURCE.items() if source != config.data.source))
-    return {"data": _plain(config.data, others | _HOW_PREPROCESS)}
+    data = _plain(config.data, config.data.unused_keys | _HOW_PREPROCESS | {"steps"})
+    for source in data.get("sources", {}).values():
+        del source["weight"]  # says how often training draws from the episodes, not what they are
+    return {"data": data}
 
 
 def train(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, Any]:
     cell = config.cell(backbone, strategy, seed)
-    return {
+    part = {
         "strategy": _plain(cell.strategy, {"train"}),
         "train": _plain(cell.train, _HOW_TRAIN),
         "seed": seed,
     }
+    if weights := config.data.weights:
+        part |= {"weights": weights, "steps": config.data.steps}
+    return part
 
 
 def evaluate(config: Config, strategy: str, benchmark: str) -> dict[str, Any]:

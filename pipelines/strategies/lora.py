@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltamem.backbone.no_cache import NoCache
 from deltamem.chat.format import encode_messages
 from pipelines.config.strategies import LoraStrategy
-from pipelines.data.shards import read_rows
+from pipelines.data.shards import read_rows, whole_chat
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, collate
 from pipelines.training.objective import answer_logits, answer_nll
@@ -133,8 +133,7 @@ def collate_prompts(
     for row in rows:
         row["context_ids"], row["segment_ids"] = [], []
         if context:
-            asked = {"role": "user", "content": row["question"]}
-            row["question_ids"] = encode_messages(tokenizer, [*row["messages"], asked], True).input_ids
+            row["question_ids"] = encode_messages(tokenizer, whole_chat(row), True).input_ids
     table = pa.Table.from_pylist(rows, schema=episodes.schema)
     return collate(table, [[number] for number in range(len(rows))], tokenizer.pad_token_id)
 

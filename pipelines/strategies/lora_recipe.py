@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from deltamem.backbone.facts import window
 from deltamem.chat.format import encode_messages
 from pipelines.benchmarks.base import Question
+from pipelines.data.shards import whole_chat
 from pipelines.errors import StageError
 from pipelines.evaluation.prompts import PromptEncoder
 from pipelines.strategies.lora import PromptObjective, collate_prompts, fill, make_lora, save_lora
@@ -89,18 +90,17 @@ def fit_window(
         return episodes.filter(pa.array(number not in long for number in range(len(episodes)))), len(long)
     messages = episodes["messages"].to_pylist()
     for number, row in long.items():
-        messages[number], _ = encoder.shorten(row["messages"], _question(row), len(row["answer_ids"]), "newest")
+        history = [message for message in row["messages"] if message["role"] != "system"]  # the question has it too
+        messages[number], _ = encoder.shorten(history, _question(row), len(row["answer_ids"]), "newest")
     position = episodes.schema.get_field_index("messages")
     field = episodes.schema.field(position)
     return episodes.set_column(position, field, pa.array(messages, field.type)), len(long)
 
 
 def _prompt_tokens(row: dict[str, Any], encoder: PromptEncoder) -> int:
-    chat = [*row["messages"], {"role": "user", "content": row["question"]}]
-    prompt = encode_messages(encoder.tokenizer, chat, add_generation_prompt=True)
+    prompt = encode_messages(encoder.tokenizer, whole_chat(row), add_generation_prompt=True)
     return len(prompt.input_ids) + len(row["answer_ids"])
 
 
 def _question(row: dict[str, Any]) -> Question:
-    asked = {"role": "user", "content": row["question"]}
-    return Question(row["question_id"], row["paper_id"], [asked], [row["answer"]])
+    return Question(row["question_id"], row["paper_id"], row["prompt"], [row["answer"]])

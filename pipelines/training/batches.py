@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipelines.config import Train
+from pipelines.config import Data, Train
 from pipelines.data.shards import read_rows
 from pipelines.errors import StageError
 
-_COLUMNS = ("paper_id", "context_ids", "segment_ids", "question_ids", "answer_ids")
+_COLUMNS = ("source", "paper_id", "context_ids", "segment_ids", "question_ids", "answer_ids")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class EpisodeBatch:
         answer_weights: [A] float32; weighs every question alike and every token of an answer alike, and sums to 1.
         owner: [Q] int64, the row of the context that a question belongs to.
         papers: of the C contexts.
+        sources: of the C contexts, by their names in the data section.
         tokens: tokens that are not padding, written and read.
     """
 
@@ -49,6 +50,7 @@ class EpisodeBatch:
     owner: Tensor
     papers: list[str]
     tokens: int
+    sources: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device) -> EpisodeBatch:
         stay = ("segment_ids",)  # on the CPU the number of segments is known without asking the device
@@ -71,6 +73,24 @@ class MicroBatch(NamedTuple):
     weight: float
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """How the sources of a training are mixed.
+
+    Attributes:
+        weights: of every source by its name; how often a written context is drawn from it, relative to the others.
+        homogeneous: every step draws from one source, instead of every context of a step from any.
+    """
+
+    weights: dict[str, float]
+    homogeneous: bool
+
+    @classmethod
+    def of(cls, data: Data) -> Mixture | None:
+        """The mixture of a data section; None where it has a single ``source``."""
+        return cls(data.weights, data.steps == "homogeneous") if data.sources else None
+
+
 class Schedule:
     """The fixed order of episodes: the same for every number of workers and after every restart.
 
@@ -79,11 +99,18 @@ class Schedule:
     groups are sorted by length and cut into as many micro-batches as ``micro_batch_size`` makes, with fewer long ones
     or more short ones in each: so that, padded, the largest is as small as it can be.
 
+    Of a mixture every source is such an order of its own, and a step's groups, or all of them if the steps are to be
+    homogeneous, are the next of the sources that are drawn for it by (seed, step). An epoch is as many groups as the
+    sources have together.
+
+    Args:
+        mixture: weights and kind of steps, where the episodes are of several sources.
+
     Raises:
-        StageError: no episodes, or the batch doesn't divide over the workers.
+        StageError: no episodes, none of a source that has a weight, or the batch doesn't divide over the workers.
     """
 
-    def __init__(self, episodes: pa.Table, train: Train, seed: int, workers: int):
+    def __init__(self, episodes: pa.Table, train: Train, seed: int, workers: int, mixture: Mixture | None = None):
         self.seed, self.workers = seed, workers
         self.groups = _group(episodes["paper_id"].to_pylist(), train.questions_per_write)
         if not self.groups:
@@ -103,13 +130,54 @@ class Schedule:
         self.steps_per_epoch = math.ceil(len(self.groups) / self.per_step)
         total = self.steps_per_epoch * train.epochs
         self.steps = min(total, train.max_steps) if train.max_steps else total
+        self._members = self._by_source(episodes["source"], mixture)
+        self._drawn = self._draw(mixture)
+
+    def _by_source(self, sources: pa.ChunkedArray, mixture: Mixture | None) -> list[list[int]]:
+        """The groups of every source, in the order of the mixture's weights."""
+        if mixture is None:
+            return [list(range(len(self.groups)))]
+        names, members = sources.to_pylist(), {name: [] for name in mixture.weights}
+        for number, rows in enumerate(self.groups):
+            members[names[rows[0]]].append(number)
+        for name, found in members.items():
+            if mixture.weights[name] and not found:
+                raise StageError(
+                    f"data.sources.{name}: no training episode is left of it, and its weight is "
+                    f"{mixture.weights[name]:g}; see the preprocess stage's manifest for what it dropped, or give it "
+                    "the weight 0"
+                )
+        return list(members.values())
+
+    def _draw(self, mixture: Mixture | None) -> Tensor:
+        """How many groups of every source come before each step, [steps + 1, sources] int64."""
+        if mixture is None:
+            counts = torch.full((self.steps, 1), self.per_step)
+        else:
+            weights = torch.tensor(list(mixture.weights.values()), dtype=torch.float64)
+            generator = torch.Generator().manual_seed(self.seed)
+            draws = 1 if mixture.homogeneous else self.per_step
+            drawn = torch.multinomial(weights.expand(self.steps, -1), draws, replacement=True, generator=generator)
+            counts = torch.nn.functional.one_hot(drawn, len(weights)).sum(1) * (self.per_step // draws)
+        return torch.cat([torch.zeros_like(counts[:1]), counts.cumsum(0)])
+
+    def _chosen(self, source: int, first: int, last: int) -> list[int]:
+        """The groups of a source from one place in its endless order to another."""
+        members = self._members[source]
+        length = math.ceil(len(members) / self.per_step) * self.per_step or 1
+        chosen = []
+        for epoch in range(first // length, -(-last // length)):
+            # the first source's orders are those of a training on it alone
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch + source * 7_919_000_017)
+            order = torch.randperm(len(members), generator=generator).tolist()
+            begin, end = (min(max(place - epoch * length, 0), length) for place in (first, last))
+            chosen += [members[order[place % len(order)]] for place in range(begin, end)]
+        return chosen
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """The micro-batches of one worker in one step."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.groups), generator=generator).tolist()
-        chosen = [order[i % len(order)] for i in range(position * self.per_step, (position + 1) * self.per_step)]
+        places = zip(self._drawn[step].tolist(), self._drawn[step + 1].tolist(), strict=True)
+        chosen = [group for source, place in enumerate(places) for group in self._chosen(source, *place)]
         chosen.sort(key=lambda g: (self.lengths[g], g))
         cuts = cut_evenly([self.lengths[g] for g in chosen], self.accumulation * self.workers)
         batches = [[self.groups[g] for g in chosen[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
@@ -143,7 +211,7 @@ def cut_evenly(lengths: list[int], parts: int) -> list[int]:
 
 def collate(episodes: pa.Table, groups: list[list[int]], pad_id: int) -> EpisodeBatch:
     """Tensors of some groups of rows."""
-    contexts, segments, reads, owner, papers = [], [], [], [], []
+    contexts, segments, reads, owner, papers, sources = [], [], [], [], [], []
     rows, columns, answers, weights = [], [], [], []
     questions = sum(map(len, groups))
     for number, group in enumerate(groups):
@@ -152,6 +220,7 @@ def collate(episodes: pa.Table, groups: list[list[int]], pad_id: int) -> Episode
                 contexts.append(row["context_ids"])
                 segments.append(row["segment_ids"])
                 papers.append(row["paper_id"])
+                sources.append(row["source"])
             asked, answer = row["question_ids"], row["answer_ids"]
             rows += [len(reads)] * len(answer)
             columns += range(len(asked) - 1, len(asked) + len(answer) - 1)
@@ -168,6 +237,7 @@ def collate(episodes: pa.Table, groups: list[list[int]], pad_id: int) -> Episode
         *(torch.tensor(x) for x in (rows, columns, answers, weights, owner)),
         papers,
         tokens=sum(map(len, contexts)) + sum(map(len, reads)),
+        sources=sources,
     )
 
 

@@ -15,7 +15,7 @@ from pipelines.backbones.prepared import backbone_record, load_tokenizer
 from pipelines.config import Cell, Config
 from pipelines.data.shards import open_episodes
 from pipelines.run.layout import Layout
-from pipelines.training.batches import EpisodeBatch
+from pipelines.training.batches import EpisodeBatch, Mixture, Schedule
 
 
 class Recipe(ABC):
@@ -47,6 +47,10 @@ class Recipe(ABC):
     def episodes(self) -> tuple[pa.Table, dict[str, Any]]:
         """The rows to train on, and what the training record has to say about those that aren't."""
         return open_episodes(self.data), {}
+
+    def schedule(self, episodes: pa.Table, workers: int) -> Schedule:
+        """The order in which those rows are trained on. Raises StageError where there can be none."""
+        return Schedule(episodes, self.cell.train, self.cell.seed, workers, Mixture.of(self.config.data))
 
     @abstractmethod
     def objective(self, base: PreTrainedModel) -> nn.Module:

@@ -19,7 +19,7 @@ from deltamem.tools.measuring import peak_bytes
 from pipelines.backbones.prepared import load_backbone
 from pipelines.training import checkpoint
 from pipelines.training import deepspeed_engine as engines
-from pipelines.training.batches import MicroBatch, Schedule
+from pipelines.training.batches import MicroBatch
 from pipelines.training.curve import LOSS, STEP, Curve
 from pipelines.training.learning_rate import learning_rate
 from pipelines.training.recipe import Recipe
@@ -34,7 +34,7 @@ def train_worker(task: WorkerTask) -> None:
 
     torch.manual_seed(task.seed)
     episodes, _ = recipe.episodes()
-    schedule = Schedule(episodes, train, task.seed, workers)
+    schedule = recipe.schedule(episodes, workers)
     base, _ = load_backbone(recipe.folder, device=device)
     if train.compile_backbone:
         compile_norms_and_mlps(base)

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import pytest
 
@@ -76,7 +76,7 @@ def test_generated_papers_pass_as_official_file(configure, tmp_path):
 
 
 def test_same_bytes_with_one_and_two_processes(configure, monkeypatch):
-    monkeypatch.setattr(encode, "PAPERS_PER_PROCESS", 1)
+    monkeypatch.setattr(encode, "DOCUMENTS_PER_PROCESS", 1)
     folders = []
     for processes in (1, 2):
         config = configure(**small(processes=processes, shard_megabytes=1, max_train_questions=20))
@@ -167,6 +167,93 @@ def test_backbone_that_is_not_prepared_or_cannot_chat(configure):
         preprocess(config, BACKBONE)
     with pytest.raises(StageError, match="'other' is not among tiny-random"):
         preprocess(config, "other")
+
+
+@pytest.fixture
+def three_sources(tmp_path):
+    """Entries of three kinds of source, each with a bad record where its files can have one."""
+    told = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in
+            (("user", "I like"), ("assistant", "Good."), ("user", "What do I like?"), ("assistant", "You like"))]}
+            for n in range(6)]  # fmt: skip
+    (tmp_path / "chats.jsonl").write_text("\n".join(["oops", *map(json.dumps, told)]))
+    passages = [{"title": f"t{n}", "paragraphs": [{"context": f"Ada had {n} cats.", "qas": [
+        {"id": "q", "question": "How many?", "answers": [{"text": str(n), "answer_start": 8}]}]}]}
+        for n in range(4)]  # fmt: skip
+    (tmp_path / "squad.json").write_text(json.dumps({"data": passages}))
+    return {
+        "chats": {"kind": "chat", "train_files": [str(tmp_path / "chats.jsonl")], "eval_share": 0.2,
+                  "system_prompt": "Be brief."},
+        "squad": {"kind": "squad", "train_files": [str(tmp_path / "squad.json")], "eval_share": 0.2, "weight": 2},
+        "facts": {"kind": "generated", "told": "conversation", "train_papers": 3, "eval_papers": 2,
+                  "facts_per_paper": 2},
+    }  # fmt: skip
+
+
+def test_a_mixture_has_every_source_in_both_splits(configure, three_sources):
+    config = configure(sources=three_sources)
+    preprocess(config, BACKBONE)
+    counts = {split: Counter(episodes(config, split)["source"].to_pylist()) for split in ("train", "eval")}
+    assert counts == {"train": {"chats": 5, "squad": 3, "facts": 9}, "eval": {"chats": 1, "squad": 1, "facts": 6}}
+    rows = episodes(config, "train").to_pylist()
+    assert len({row["question_id"] for row in rows}) == 17, "ids of one source differ from another's"
+    assert all(row["paper_id"].startswith(f"{row['source']}/") for row in rows)
+    tokenizer, chat = byte_tokenizer(), rows[0]
+    assert tokenizer.decode(chat["question_ids"]) == tokenizer.apply_chat_template(
+        chat["prompt"], tokenize=False, add_generation_prompt=True
+    )
+    assert [message["role"] for message in chat["messages"]] == ["system", "user", "assistant"]
+    assert [message["role"] for message in chat["prompt"]] == ["system", "user"]
+    record = manifest(config, "train")
+    assert (record["episodes"], record["papers"]) == (17, 5 + 3 + 3)
+    assert record["sources"]["chats"]["bad_records"]["lost"] == {"chat": 1}
+    assert record["sources"]["squad"]["renamed_questions"] == ["q-2", "q-3"]
+    assert record["sources"]["squad"]["source"]["held_out"] == 0.2
+    assert manifest(config, "eval")["papers_also_in_train"] == []
+
+
+def test_limits_hold_for_each_source_of_a_mixture(configure, three_sources):
+    config = configure(sources=three_sources, max_train_questions=4, max_eval_questions=1)
+    preprocess(config, BACKBONE)
+    assert Counter(episodes(config, "train")["source"].to_pylist()) == {"chats": 4, "squad": 3, "facts": 4}
+    assert manifest(config, "train")["sources"]["facts"]["beyond_limit"] == 5
+
+
+def test_a_source_that_gives_nothing_is_named(configure, three_sources, tmp_path):
+    config = configure(sources=three_sources, max_written_tokens=45)
+    with pytest.raises(
+        StageError, match="train: data.sources.chats: none of 5 .*the chat is longer than max_written.*: 5"
+    ):
+        preprocess(config, BACKBONE)
+    (tmp_path / "squad.json").write_text("[]")
+    with pytest.raises(StageError, match="data.sources.squad: .*squad.json: the file holds an array; expected SQuAD"):
+        preprocess(configure(sources=three_sources), BACKBONE)
+
+
+def test_a_long_chat_loses_its_oldest_messages_and_keeps_its_system_message(configure, tmp_path):
+    texts = [f"{number} " + "long text " * 10 for number in range(8)]
+    roles = ("user", "assistant") * 4
+    messages = [{"role": "system", "content": "Be brief."}]
+    messages += [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join([json.dumps({"messages": messages})] * 2))
+    source = {"kind": "chat", "train_files": [str(path)], "eval_share": 0.5}
+    config = configure(sources={"chats": source}, max_written_tokens=500, overlong="truncate")
+    preprocess(config, BACKBONE)
+    written = episodes(config, "train")["messages"].to_pylist()[0]
+    assert written[0] == messages[0] and 1 < len(written) < 7
+    assert written[1:] == [{"role": m["role"], "content": m["content"]} for m in messages[1:7]][-len(written[1:]) :]
+    assert manifest(config, "train")["sources"]["chats"]["truncated_papers"]
+
+
+def test_half_a_character_in_a_paper_is_replaced_and_named(configure, tmp_path):
+    path = official_file(tmp_path)
+    text = (tmp_path / "papers.json").read_text().replace("short text", "short text \\ud83d")
+    (tmp_path / "papers.json").write_text(text)
+    config = configure(source="files", train_files=[path], eval_files=[path], max_written_tokens=500)
+    preprocess(config, BACKBONE)
+    assert "short text \ufffd" in episodes(config, "train")["messages"].to_pylist()[0][0]["content"]
+    damaged = [r for r in manifest(config, "train")["bad_records"]["records"] if r["lost"] == "characters"]
+    assert [(r["paper_id"], r["reason"]) for r in damaged] == [("good", "1 lone surrogates, replaced by U+FFFD")]
 
 
 def test_no_disk_space(configure, monkeypatch):

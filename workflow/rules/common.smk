@@ -6,6 +6,7 @@ import sys
 from snakemake.exceptions import WorkflowError
 
 from pipelines.config import resolve_config
+from pipelines.config.files import read_layers
 from pipelines.errors import StageError
 from pipelines.run import parts
 from pipelines.run.gpu_slots import WHOLE, thousandths, visible_gpus
@@ -15,7 +16,9 @@ from pipelines.run.status import summary
 PYTHON = sys.executable
 
 try:
-    CONFIG = resolve_config(config, " + ".join(map(str, workflow.configfiles)) or "--config")
+    # Snakemake's own merge takes the last of equal keys, lets a mapping replace a list of names, and has texts for numbers
+    layers = read_layers(workflow.configfiles, workflow.config_settings.config)
+    CONFIG = resolve_config(layers, " + ".join(map(str, workflow.configfiles)) or "--config")
 except StageError as error:
     raise WorkflowError(f"The configuration can't be used.\n{error}")
 

@@ -1,3 +1,6 @@
+from pipelines.config.benchmarks import OF_EPISODES
+
+
 # The frozen backbone is evaluated as strategy "frozen", seed 0; like baselines without training it has no adapter.
 def evaluated_adapter(wildcards):
     if not parts.needs_adapter(CONFIG, wildcards.strategy):
@@ -6,8 +9,8 @@ def evaluated_adapter(wildcards):
 
 
 def evaluation_episodes(wildcards):
-    """Only QASPER's questions are made from the data section; the other benchmarks have their own files."""
-    if CONFIG.benchmarks[wildcards.benchmark].kind != "qasper":
+    """Some benchmarks ask what the data section holds for evaluation; the others have their own files."""
+    if CONFIG.benchmarks[wildcards.benchmark].kind not in OF_EPISODES:
         return []
     return LAYOUT.data_manifest(wildcards.backbone, "eval")
 

@@ -3,7 +3,7 @@ rule preprocess:
         "Making training and evaluation episodes for {wildcards.backbone}"
     input:
         backbone=LAYOUT.backbone_record("{backbone}"),
-        papers=[*CONFIG.data.train_files, *CONFIG.data.eval_files] if CONFIG.data.source == "files" else [],
+        papers=CONFIG.data.files,
     output:
         LAYOUT.data_manifest("{backbone}", "train"),
         LAYOUT.data_manifest("{backbone}", "eval"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipelines.config import Config, config_hash, load_config, resolve_config
 from pipelines.config.adapter import THIRDS, adapter_config
 from pipelines.config.errors import RunConfigError
+from pipelines.config.files import read_layers
 from pipelines.config.json_schema import SCHEMA_FILE, schema_text
 from pipelines.run import parts
 from tests.paths import PROJECT
@@ -46,6 +47,13 @@ def test_every_configuration_resolves_and_stands_alone(path, tmp_path, monkeypat
     (tmp_path / "resolved.json").write_text(config.to_json())
     monkeypatch.setattr("pipelines.config.files.PROJECT_ROOT", tmp_path)
     assert load_config("resolved.json") == config
+
+
+def test_hashes_of_configurations_with_one_source_of_papers_are_what_they_were():
+    """An adapter is trained again when its part changes: these are of the first release."""
+    quickstart, paper = (load_config(PROJECT / f"configs/{name}.yaml") for name in ("quickstart", "paper"))
+    assert config_hash(parts.preprocess(quickstart)).startswith("11ce9b0602")
+    assert config_hash(parts.preprocess(paper)).startswith("337062794c")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -146,6 +154,42 @@ MISTAKES = [
     ({"evaluate__conditions": ["none", "all"]}, "evaluate.conditions.1: expected 'none', 'state'"),
     ({"evaluate__conditions": ["none", "none"]}, "evaluate.conditions: expected every value once"),
     ({"seeds": [1, 1]}, "here: seeds: expected every value once"),
+    (
+        {"strategies": {"tsw": {"from": "tsw"}, "msw": None}},
+        "here: strategies.msw: this entry is empty; write {from",
+    ),
+    (
+        {"strategies": ["tsw", {"msw": {"train": {}}}]},
+        "as a mapping, strategies: {tsw: {from: tsw}, …}",
+    ),
+    (
+        {"benchmarks": {"qasper": {"kind": "qasper", "versoin": 1}}},
+        "benchmarks.qasper.versoin: unknown key; did",
+    ),
+    ({"data": {}}, "here: data: give sources (names of files in configs/data), or source: generated, files or hub"),
+    ({"data": {"sources": ["squad"], "source": "hub"}}, "here: data: give sources or source, not both"),
+    ({"data": {"sources": ["sqaud"]}}, "here: data.sources: no file configs/data/sqaud.yaml for 'sqaud'; did you mean"),
+    ({"data": {"sources": {"squad": None}}}, "here: data.sources.squad: this entry is empty; write {from: squad}"),
+    (
+        {"data": {"sources": {"squad": {"from": "squad", "weight": -1}}}},
+        "data/squad.yaml): data.sources.squad.weight: exp",
+    ),
+    (
+        {"data": {"sources": {"generated": {"kind": "generated", "tolt": 1}}}},
+        "sources.generated.tolt: unknown key",
+    ),
+    (
+        {"data": {"sources": {"chat": {"kind": "chat"}}}},
+        "data.sources.chat: give train_files, or the hub_id",
+    ),
+    (
+        {"data": {"sources": {name: {"from": name, "weight": 0} for name in ("squad", "tweetqa")}}},
+        "here: data: the weights of squad, tweetqa sum to 0; give at least one source a weight",
+    ),
+    (
+        {"data": {"sources": ["squad"], "steps": "even"}},
+        "here: data.steps: expected 'mixed' or 'homogeneous', got 'even'",
+    ),
     ({"name": "a/b"}, "here: name: String should match pattern"),
 ]
 
@@ -179,6 +223,13 @@ def test_a_mistake_in_a_named_file_names_that_file(tmp_path, monkeypatch):
     [
         ("c.yaml", "name: [", "c.yaml: not valid YAML"),
         ("c.json", "{", "c.json: not valid JSON"),
+        (
+            "c.yaml",
+            "name: a\nseeds: [1]\nseeds: [5]\n",
+            "c.yaml: line 3: the key 'seeds' stands in line 2 already; keep",
+        ),
+        ("c.yaml", "train: {epochs: 1,\n  epochs: 2}\n", "c.yaml: line 2: the key 'epochs' stands in line 1 already"),
+        ("c.json", '{"seeds": [1], "seeds": [5]}', "c.json: the key 'seeds' stands twice in one object; keep one"),
         ("c.yaml", "- 1", "c.yaml: expected keys with values, got list"),
         ("c.yaml", "", "c.yaml: expected keys with values, got NoneType"),
     ],
@@ -187,6 +238,63 @@ def test_a_broken_file_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(RunConfigError, match=message):
         load_config(tmp_path / name)
+
+
+def layers(folder, *files, **command_line):
+    paths = [folder / f"{number}.yaml" for number in range(len(files))]
+    for path, text in zip(paths, files, strict=True):
+        path.write_text(text)
+    return read_layers(paths, command_line)
+
+
+def test_keys_brought_in_by_a_yaml_merge_may_be_written_again(tmp_path):
+    found = layers(tmp_path, "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert found["b"] == {"x": 3, "y": 2}
+
+
+def test_files_are_laid_over_one_another_section_by_section(tmp_path):
+    found = layers(tmp_path, "train: {epochs: 1, batch_size: 4}\nseeds: [1, 2]\n", "train: {epochs: 3}\nseeds: [5]\n")
+    assert found == {"train": {"epochs": 3, "batch_size": 4}, "seeds": [5]}
+
+
+def test_a_mapping_laid_over_a_list_of_names_keeps_the_others(tmp_path):
+    below = "strategies: [tsw, msw]\ndata: {sources: [squad, tweetqa]}\n"
+    above = "strategies: {tsw: {train: {max_steps: 3}}}\ndata: {sources: {squad: {weight: 2}}}\n"
+    found = layers(tmp_path, below, above)
+    assert found["strategies"] == {"tsw": {"from": "tsw", "train": {"max_steps": 3}}, "msw": {"from": "msw"}}
+    assert found["data"]["sources"] == {"squad": {"from": "squad", "weight": 2}, "tweetqa": {"from": "tweetqa"}}
+    assert layers(tmp_path, below, "strategies: [msw]\n")["strategies"] == ["msw"]
+
+
+def test_the_command_lines_texts_are_read_as_yaml_reads_them(tmp_path):
+    given = {
+        "train": {"learning_rate": "0.5", "max_steps": "null", "use_gpu": "false"},
+        "seeds": ["1", "2"],
+        "name": "x",
+    }
+    found = layers(tmp_path, "train: {epochs: 2}\n", **given)
+    assert found["train"] == {"epochs": 2, "learning_rate": 0.5, "max_steps": None, "use_gpu": False}
+    assert (found["seeds"], found["name"]) == ([1, 2], "x")
+    with pytest.raises(RunConfigError, match="line 2: the key 'a' stands"):
+        layers(tmp_path, "name: x\n", "a: 1\na: 2\n")
+
+
+def test_sources_are_named_like_backbones():
+    sources = {"passages": {"from": "squad", "weight": "1e-1"}, "facts": {"kind": "generated", "told": "conversation"}}
+    config = resolve_config(settings(data={"sources": sources, "steps": "homogeneous"}), "here")
+    assert config.data.sources["passages"].train_files == ["data/squad/train-v1.1.json"]
+    assert config.data.weights == {"passages": 0.1, "facts": 1.0}
+    assert resolve_config(json.loads(config.to_json()), "again") == config
+    listed = resolve_config(settings(data={"sources": ["squad", "told_facts"]}), "here")
+    assert [source.kind for source in listed.data.named_sources.values()] == ["squad", "generated"]
+
+
+def test_a_single_source_of_papers_is_the_source_of_its_kind():
+    generated = resolve_config(settings(data={"source": "generated", "generated": {"seed": 3}}), "here").data
+    assert {name: (s.kind, s.seed) for name, s in generated.named_sources.items()} == {"generated": ("generated", 3)}
+    files = {"source": "files", "train_files": ["a"], "eval_files": ["b"]}
+    (source,) = resolve_config(settings(data=files), "here").data.named_sources.values()
+    assert (source.kind, source.train_files, source.eval_files) == ("qasper", ["a"], ["b"])
 
 
 def test_an_entry_can_be_a_files_with_keys_of_its_own():
@@ -279,5 +387,15 @@ def test_parts_hold_what_their_stage_depends_on():
     other = resolve_config(settings(train__write_penalty=0.5, data__overlong="truncate"), "here")
     assert parts.train(before, *cell) != parts.train(other, *cell)
     assert parts.preprocess(before) != parts.preprocess(other)
+    mixtures = [
+        resolve_config(
+            settings(data={"sources": {"squad": {"from": "squad", "weight": weight, "write": write}}}), "here"
+        )
+        for weight, write in ((1, "passage"), (2, "passage"), (1, "sentence"))
+    ]
+    episodes = [parts.preprocess(config) for config in mixtures]
+    trainings = [parts.train(config, *cell) for config in mixtures]
+    assert episodes[0] == episodes[1] != episodes[2], "weights don't change episodes"
+    assert trainings[0] == trainings[2] != trainings[1], "and what changes episodes reaches training through them"
     files = resolve_config(settings(data__train_files=["a.json"]), "here")
     assert parts.preprocess(before) == parts.preprocess(files), "generated papers don't come from files"

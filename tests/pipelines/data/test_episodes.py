@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.backbones.random_weights import byte_tokenizer
-from pipelines.data.episodes import LONG_PAPER, LONG_QUESTION, NO_TEXT, EpisodeEncoder, paper_messages
-from pipelines.data.papers import Answer, Paper, PaperQuestion, Section
+from pipelines.data.episodes import LONG_DOCUMENT, LONG_QUESTION, NO_TEXT, EpisodeEncoder
+from pipelines.data.papers import Answer, Paper, PaperQuestion, Section, paper_document, paper_messages
 from pipelines.errors import StageError
 
 # Chat templates that differ in what they put around a message and after an assistant's one.
@@ -25,6 +25,9 @@ THINKING = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NO_END = "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}"
+
+
+LONG_PAPER, NO_TEXT = LONG_DOCUMENT.format("paper"), NO_TEXT.format("paper")
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_messages():
 )
 def test_episode(tokenizer, template):
     tokenizer.chat_template = template or tokenizer.chat_template
-    row = encoder(tokenizer).encode(make_paper()).rows[0]
+    row = encoder(tokenizer).encode(paper_document(make_paper())).rows[0]
 
     for number, message in enumerate(row["messages"]):
         assert tokenizer.decode(row["context_ids"][row["segment_ids"] == number]) == message["content"]
@@ -76,30 +79,30 @@ def test_episode(tokenizer, template):
 def test_template_without_an_end_of_turn(tokenizer):
     tokenizer.chat_template = NO_END
     with pytest.raises(StageError, match="its answer has no end to learn.*no end-of-turn token"):
-        encoder(tokenizer).encode(make_paper())
+        encoder(tokenizer).encode(paper_document(make_paper()))
 
 
 def test_paper_at_the_budget_and_one_token_over_it(tokenizer):
-    length = len(encoder(tokenizer).encode(make_paper()).rows[0]["context_ids"])
-    assert len(encoder(tokenizer, written=length).encode(make_paper()).rows) == 1
-    over = encoder(tokenizer, written=length - 1).encode(make_paper())
+    length = len(encoder(tokenizer).encode(paper_document(make_paper())).rows[0]["context_ids"])
+    assert len(encoder(tokenizer, written=length).encode(paper_document(make_paper())).rows) == 1
+    over = encoder(tokenizer, written=length - 1).encode(paper_document(make_paper()))
     assert (over.rows, over.dropped, over.truncated) == ([], {LONG_PAPER: ["q0"]}, False)
 
 
 def test_question_at_the_budget_and_one_token_over_it(tokenizer):
-    row = encoder(tokenizer).encode(make_paper()).rows[0]
+    row = encoder(tokenizer).encode(paper_document(make_paper())).rows[0]
     length = len(row["question_ids"]) + len(row["answer_ids"])
-    assert len(encoder(tokenizer, read=length).encode(make_paper()).rows) == 1
+    assert len(encoder(tokenizer, read=length).encode(paper_document(make_paper())).rows) == 1
     longer = PaperQuestion("q1", "How many corpora, please?", (Answer("12", "extractive"),))
     both = make_paper(questions=(longer, make_paper().questions[0]))
-    result = encoder(tokenizer, read=length).encode(both)
+    result = encoder(tokenizer, read=length).encode(paper_document(both))
     assert [row["question_id"] for row in result.rows] == ["q0"]
     assert result.dropped == {LONG_QUESTION: ["q1"]}
 
 
 def test_paper_without_text(tokenizer):
     paper = make_paper([("Evidence", ())], title="", abstract=" ")
-    assert encoder(tokenizer).encode(paper).dropped == {NO_TEXT: ["q0"]}
+    assert encoder(tokenizer).encode(paper_document(paper)).dropped == {NO_TEXT: ["q0"]}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -107,7 +110,9 @@ def test_truncation_inside_the_first_section_cuts_at_a_word(tokenizer, count):
     paper = make_paper([("", ("one two three four five",)), ("", ("six",))], title="", abstract="")
     kept = " ".join("one two three four five".split()[:count])
     for spare in (0, 1, 3):
-        result = encoder(tokenizer, written=len(rendered([kept])) + spare, overlong="truncate").encode(paper)
+        result = encoder(tokenizer, written=len(rendered([kept])) + spare, overlong="truncate").encode(
+            paper_document(paper)
+        )
         assert result.truncated
         assert [message["content"] for message in result.rows[0]["messages"]] == [kept]
 
@@ -120,7 +125,7 @@ words = st.lists(st.sampled_from("one two three four é 機械".split()), min_si
 def test_truncation_keeps_the_longest_beginning_that_fits(texts, budget):
     paper = make_paper([("", (text,)) for text in texts], title="", abstract="")
     whole = [message["content"] for message in paper_messages(paper)]
-    result = encoder(byte_tokenizer(), written=budget, overlong="truncate").encode(paper)
+    result = encoder(byte_tokenizer(), written=budget, overlong="truncate").encode(paper_document(paper))
     if not result.rows:
         assert result.dropped == {LONG_PAPER: ["q0"]}
         assert len(rendered(whole[0].split(" ")[:1])) > budget

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from pipelines.config import Data
-from pipelines.data.papers import Answer, Section, read_papers
+from pipelines.data.papers import Answer, Section, paper_document, read_papers
 from pipelines.data.sources import load_corpus
 from pipelines.errors import StageError
 
@@ -168,8 +168,8 @@ def test_repeated_papers_and_question_ids_over_files(write, tmp_path):
     first = write({"p": paper(question(RED), question(RED))}, "first.json")
     second = write({"p": paper(question(RED)), "other": paper(question(RED))}, "second.json")
     data = Data(source="files", train_files=[str(first), str(second)], eval_files=[str(first)])
-    corpus = load_corpus(data, "train", tmp_path)
-    assert [q.question_id for p in corpus.papers for q in p.questions] == ["q", "q-2", "q-3"]
+    corpus = load_corpus(data.named_sources["qasper"], "train", tmp_path)
+    assert [e.question_id for d in corpus.documents for e in d.exercises] == ["q", "q-2", "q-3"]
     assert corpus.renamed_questions == ["q-2", "q-3"]
     assert [(b.lost, b.paper_id) for b in corpus.bad_records] == [("paper", "p")]
     assert "its 1 questions are lost" in corpus.bad_records[0].reason
@@ -178,6 +178,10 @@ def test_repeated_papers_and_question_ids_over_files(write, tmp_path):
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def on_hub(folder):
+    return Data(source="hub", hub_id=str(folder)).named_sources["qasper"]
 
 
 def columns(rows):
@@ -198,8 +202,8 @@ def test_hub_form_gives_the_same_papers(write, tmp_path, own_cache):
     for split in ("train", "validation"):
         (tmp_path / "hub" / split).mkdir(parents=True)
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "hub" / split / "0000.parquet")
-    corpus = load_corpus(Data(source="hub", hub_id=str(tmp_path / "hub")), "eval", tmp_path)
-    assert corpus.papers == read_papers(write(records))[0]
+    corpus = load_corpus(on_hub(tmp_path / "hub"), "eval", tmp_path)
+    assert corpus.documents == [paper_document(paper) for paper in read_papers(write(records))[0]]
     assert not corpus.bad_records
 
 
@@ -207,9 +211,9 @@ def test_hub_data_set_that_is_not_qasper(tmp_path, own_cache):
     (tmp_path / "hub" / "train").mkdir(parents=True)
     datasets.Dataset.from_list([{"text": "x"}]).to_parquet(tmp_path / "hub" / "train" / "0.parquet")
     with pytest.raises(StageError, match="columns full_text, id, qas are missing"):
-        load_corpus(Data(source="hub", hub_id=str(tmp_path / "hub")), "train", tmp_path)
+        load_corpus(on_hub(tmp_path / "hub"), "train", tmp_path)
 
 
 def test_hub_that_is_not_there(tmp_path, own_cache):
     with pytest.raises(StageError, match="can't be loaded.*'generated'"):
-        load_corpus(Data(source="hub", hub_id=str(tmp_path / "nothing")), "train", tmp_path)
+        load_corpus(on_hub(tmp_path / "nothing"), "train", tmp_path)

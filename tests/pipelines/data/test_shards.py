@@ -7,7 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.data.shards import SCHEMA, open_episodes, read_rows, write_manifest, write_shards
+from pipelines.data.shards import (
+    PAPER_SCHEMA,
+    SCHEMA,
+    open_episodes,
+    read_rows,
+    whole_chat,
+    write_manifest,
+    write_shards,
+)
 from pipelines.errors import StageError
 from pipelines.run.files import check_free_space, replacing
 
@@ -26,6 +34,8 @@ def make_rows(count, length=200):
             "answer_ids": np.array([number], dtype=np.int32),
             "answer_type": "extractive",
             "references": ["x", "y"][: number % 3],
+            "source": "squad",
+            "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}],
         }
         for number in range(count)
     ]
@@ -50,6 +60,28 @@ def test_round_trip(episodes):
     assert table.to_pylist() == expected
     assert len(list(episodes.glob("shard-*.arrow"))) > 1
     assert sorted(path.name for path in episodes.parent.iterdir()) == ["train"]
+
+
+def test_papers_get_the_columns_that_their_shards_lack(tmp_path):
+    write_manifest(tmp_path, {"shards": write_shards(make_rows(50), tmp_path, 9_000, PAPER_SCHEMA)})
+    assert len(list(tmp_path.glob("shard-*.arrow"))) > 1
+    table = open_episodes(tmp_path)
+    assert table.schema == SCHEMA
+    assert table.select(PAPER_SCHEMA.names).to_pylist() == [
+        {key: row[key] for key in PAPER_SCHEMA.names} for row in table.to_pylist()
+    ]
+    assert table["prompt"].to_pylist() == [[{"role": "user", "content": "What?"}]] * 50
+    assert set(table["source"].to_pylist()) == {"papers"}
+
+
+def test_the_whole_chat_of_a_row_has_nothing_twice():
+    def said(*texts):
+        return [{"role": text.split()[0], "content": text} for text in texts]
+
+    system, told, asked = said("system be brief", "user told", "user asked")
+    assert whole_chat({"messages": [told], "prompt": [asked]}) == [told, asked]
+    assert whole_chat({"messages": [system, told], "prompt": [system, asked]}) == [system, told, asked]
+    assert whole_chat({"messages": [system, told, asked], "prompt": [system, asked]}) == [system, told, asked]
 
 
 def test_some_rows_and_columns(episodes):

@@ -120,6 +120,8 @@ def episodes():
                 "answer": colour,
                 "references": [colour],
                 "answer_type": "extractive",
+                "source": "papers",
+                "prompt": [asked],
             }
         )
     return pa.Table.from_pylist(rows, schema=SCHEMA)

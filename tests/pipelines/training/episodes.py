@@ -5,7 +5,7 @@ import pyarrow as pa
 from pipelines.data.shards import SCHEMA
 
 
-def episodes(questions_per_paper, width=lambda paper: 5):
+def episodes(questions_per_paper, width=lambda paper: 5, source=lambda paper: "papers"):
     rows = []
     for paper, count in enumerate(questions_per_paper):
         context = list(range(3, 3 + width(paper)))
@@ -15,5 +15,6 @@ def episodes(questions_per_paper, width=lambda paper: 5):
                 "segment_ids": [0] * len(context), "messages": [], "question": "?",
                 "question_ids": [7] * (question + 1), "answer": "!", "answer_ids": [8, 9][: 1 + question % 2],
                 "answer_type": "extractive", "references": ["!"],
+                "source": source(paper), "prompt": [{"role": "user", "content": "?"}],
             })  # fmt: skip
     return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -1,5 +1,6 @@
 """The order of episodes and their tensors: fixed, complete, and the same for any number of workers."""
 
+from collections import Counter
 from itertools import combinations, pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.config import Train
 from pipelines.errors import StageError
-from pipelines.training.batches import Schedule, collate, cut_evenly
+from pipelines.training.batches import Mixture, Schedule, collate, cut_evenly
 from pipelines.training.learning_rate import learning_rate
 from tests.pipelines.training.episodes import episodes
 
@@ -48,6 +49,66 @@ def test_the_papers_epoch_has_seventy_steps():
     """2,219 episodes, 8 GPUs × batch 1 × accumulation 4 (paper, Training recipe)."""
     schedule = Schedule(episodes([1] * 2219), Train(), 42, 8)
     assert (schedule.steps, schedule.accumulation) == (70, 4)
+
+
+MIXTURE = {"a": 1.0, "b": 3.0, "c": 0.0}
+
+
+def mixed(counts=(9, 5, 4), homogeneous=False, workers=2, seed=0, weights=MIXTURE, **options):
+    """A schedule over papers of one question, the first so many of source a, and so on."""
+    owners = [name for name, count in zip("abc", counts, strict=True) for _ in range(count)]
+    table = episodes([1] * len(owners), width=lambda paper: 3 + paper % 5, source=owners.__getitem__)
+    return Schedule(table, train(**options), seed, workers, Mixture(dict(weights), homogeneous)), owners
+
+
+def drawn(schedule, step):
+    batches = [batch for rank in range(schedule.workers) for batch in schedule.micro_batches(step, rank)]
+    return [row for batch in batches for group in batch.groups for row in group]
+
+
+@pytest.mark.parametrize("homogeneous", [False, True])
+def test_a_mixture_is_drawn_by_its_weights_and_each_source_goes_round(homogeneous):
+    schedule, owners = mixed(homogeneous=homogeneous, max_steps=300, epochs=1000)
+    steps = [drawn(schedule, step) for step in range(schedule.steps)]
+    sources = [[owners[row] for row in rows] for rows in steps]
+    if homogeneous:
+        assert all(len(set(names)) == 1 for names in sources)
+    else:
+        assert any(len(set(names)) == 2 for names in sources)
+    counted = Counter(name for names in sources for name in names)
+    assert set(counted) == {"a", "b"} and counted.total() == 1200
+    assert counted["b"] / 1200 == pytest.approx(0.75, abs=0.08)
+    for name, first in (("a", 0), ("b", 9)):
+        asked = Counter(row for rows in steps for row in rows if owners[row] == name)
+        assert set(asked) == set(range(first, first + owners.count(name)))
+        assert max(asked.values()) < 2.2 * min(asked.values())
+
+
+@pytest.mark.parametrize("homogeneous", [False, True])
+def test_a_mixture_is_the_same_for_any_workers_and_from_any_step_on(homogeneous):
+    options = {"homogeneous": homogeneous, "max_steps": 40, "epochs": 99, "seed": 5}
+    two, _ = mixed(workers=2, **options)
+    one, _ = mixed(workers=1, num_workers=1, **options)
+    assert [sorted(drawn(two, step)) for step in range(40)] == [sorted(drawn(one, step)) for step in range(40)]
+    again, _ = mixed(workers=2, **options)
+    assert [drawn(again, step) for step in (31, 7, 31)] == [drawn(two, step) for step in (31, 7, 31)]
+    other, _ = mixed(workers=2, **options | {"seed": 6})
+    assert [drawn(other, step) for step in range(9)] != [drawn(two, step) for step in range(9)]
+
+
+def test_a_mixture_of_one_source_is_a_training_on_it_alone():
+    table = episodes([2, 1, 3, 1, 4], width=lambda paper: 3 + paper)
+    options = train(epochs=3)
+    alone, mixture = Schedule(table, options, 1, 2), Schedule(table, options, 1, 2, Mixture({"papers": 2.0}, False))
+    assert alone.steps == mixture.steps
+    for step in range(alone.steps):
+        assert [alone.micro_batches(step, r) for r in (0, 1)] == [mixture.micro_batches(step, r) for r in (0, 1)]
+
+
+def test_a_source_without_episodes_is_named_unless_its_weight_is_zero():
+    with pytest.raises(StageError, match="data.sources.b: no training episode is left of it, and its weight is 3"):
+        mixed(counts=(9, 0, 4))
+    mixed(counts=(9, 5, 0))
 
 
 def test_batches_that_cannot_be_dealt_out_and_empty_data_are_errors():
@@ -101,4 +162,5 @@ def test_the_learning_rate_warms_up_and_falls_to_zero_as_transformers_does():
 
 def test_a_batch_knows_whose_its_contexts_are():
     table = episodes([2, 1, 3])
-    assert collate(table, [[0, 1], [2], [3, 4]], 0).papers == ["p0", "p1", "p2"]
+    batch = collate(table, [[0, 1], [2], [3, 4]], 0)
+    assert batch.papers == ["p0", "p1", "p2"] and batch.sources == ["papers"] * 3

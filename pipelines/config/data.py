@@ -1,0 +1,194 @@
+"""The data section, and its entries: one class per kind of source.
+
+Paths are relative to the folder the command runs in; files may be compressed with gzip. ``configs/data`` has one file
+per source.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.config.types import Count, Name, Number, Section
+
+
+class Generated(Section):
+    """Papers made up for the run, about facts that nothing but having read them tells (source: generated)."""
+
+    train_papers: Count = Field(96, description="papers to train on")
+    eval_papers: Count = Field(24, description="papers to evaluate on; they don't change with train_papers")
+    facts_per_paper: Count = Field(6, description="facts in a paper, each with its question, and one question more")
+    seed: int = Field(0, description="of the facts drawn")
+
+
+class _Source(Section):
+    weight: Number = Field(
+        1.0, ge=0, description="how often training draws from this source, relative to the weights of the others"
+    )
+    system_prompt: str | None = Field(
+        None, description="system message before what is written and before what is read; null: none"
+    )
+
+
+class _FileSource(_Source):
+    eval_files: list[str] = Field(
+        default_factory=list, description="files to evaluate on; none: eval_share is held out from the training files"
+    )
+    eval_share: Number = Field(
+        0.05, gt=0, lt=1, description="share of the training records that is held out where there are no eval_files"
+    )
+
+
+class QasperSource(_FileSource):
+    """Papers in QASPER's official form: their text is written, their questions are asked one by one."""
+
+    kind: Literal["qasper"]
+    train_files: list[str] = Field(default_factory=list, description="QASPER JSON files; none: the Hub's data set")
+    hub_id: str = Field("allenai/qasper", description="data set on the Hub, where there are no train_files")
+    hub_revision: str | None = Field(None, description="its branch, tag or commit; null: its Parquet conversion")
+
+
+class SquadSource(_FileSource):
+    """Passages in SQuAD's form, version 1.1 or 2.0: a passage or a sentence of it is written, and asked about."""
+
+    kind: Literal["squad"]
+    train_files: list[str] = Field(min_length=1, description="JSON files in SQuAD's form")
+    write: Literal["passage", "sentence"] = Field(
+        "passage",
+        description="what is written: the whole passage, or the sentence that holds the answer; questions about the "
+        "same text share one write",
+    )
+
+
+class ChatSource(_FileSource):
+    """Chats: earlier messages are written, the last ones stay visible, and the assistant's replies are learnt.
+
+    A record has ``messages`` (each with role and content) or ``prompt`` and ``response``. Its own system message takes
+    the place of ``system_prompt``.
+    """
+
+    kind: Literal["chat"]
+    train_files: list[str] = Field(
+        default_factory=list, description="JSON (one array), JSON lines or Parquet files; none: the Hub's data set"
+    )
+    hub_id: str | None = Field(None, description="data set on the Hub, where there are no train_files")
+    hub_revision: str | None = Field(None, description="its branch, tag or commit")
+    hub_split: str = Field("train", description="its split to train on")
+    hub_eval_split: str | None = Field(None, description="its split to evaluate on; null: eval_share is held out")
+    supervise: Literal["last", "every"] = Field(
+        "last", description="which replies of the assistant are learnt: a chat's last, or every one with its own write"
+    )
+    visible: Count = Field(1, description="messages before a reply that stay in the prompt")
+    write: Literal["earlier", "all"] = Field(
+        "earlier",
+        description="what is written: the messages before the visible ones (replies without any are dropped), or all "
+        "before the reply, so that the visible ones are written too",
+    )
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> ChatSource:
+        if not self.train_files and self.hub_id is None:
+            raise ValueError("give train_files, or the hub_id of a data set on the Hub")
+        return self
+
+
+class TweetqaSource(_FileSource):
+    """Tweets in TweetQA's form: a tweet is written, its questions are answered in free text."""
+
+    kind: Literal["tweetqa"]
+    train_files: list[str] = Field(min_length=1, description="TweetQA's JSON files")
+
+
+class GeneratedSource(_Source, Generated):
+    """Invented facts, told in papers or in conversations, and questions for single facts."""
+
+    kind: Literal["generated"]
+    told: Literal["paper", "conversation"] = Field(
+        "paper", description="how the facts are told: in a paper's sections, or by a user between other remarks"
+    )
+
+
+DataSource = Annotated[
+    QasperSource | SquadSource | ChatSource | TweetqaSource | GeneratedSource, Field(discriminator="kind")
+]
+
+_LEGACY_KEYS = {
+    "generated": {"generated"},
+    "files": {"train_files", "eval_files"},
+    "hub": {"hub_id", "hub_revision"},
+}
+
+
+class Data(Section):
+    """What adapters are trained on, and what the benchmarks ``qasper`` and ``held_out`` ask about.
+
+    Either ``sources``, any number of them with their weights, or one ``source`` of papers.
+    """
+
+    sources: dict[Name, DataSource] = Field(
+        default_factory=dict, description="what to train on: names of files in configs/data, or entries with a kind"
+    )
+    steps: Literal["mixed", "homogeneous"] = Field(
+        "mixed", description="whether an optimiser step draws from all sources or from a single one"
+    )
+    source: Literal["generated", "files", "hub"] | None = Field(
+        None, description="where the papers come from, instead of sources"
+    )
+    train_files: list[str] = Field(default_factory=list, description="QASPER JSON files (source: files)")
+    eval_files: list[str] = Field(default_factory=list, description="QASPER JSON files (source: files)")
+    hub_id: str = Field("allenai/qasper", description="data set on the Hub (source: hub)")
+    hub_revision: str | None = Field(None, description="its branch, tag or commit; null: its Parquet conversion")
+    generated: Generated = Field(default_factory=Generated, description="how papers are made (source: generated)")
+    max_written_tokens: Count = Field(8192, description="tokens of a paper that go into the memory")
+    max_read_tokens: Count = Field(
+        512, description="tokens of a question with its answer; a longer one is dropped and named in the manifest"
+    )
+    max_train_questions: Count | None = Field(
+        None, description="only the first so many questions (of each source); null: all"
+    )
+    max_eval_questions: Count | None = Field(
+        None, description="only the first so many questions (of each source); null: all"
+    )
+    overlong: Literal["drop", "truncate"] = Field("drop", description="papers longer than max_written_tokens")
+    shard_megabytes: Count = Field(64, description="size of a file of tokenised episodes")
+    processes: Count = Field(2, description="processes that tokenise; the episodes are the same for any number")
+
+    @model_validator(mode="after")
+    def _one_way_to_name_them(self) -> Data:
+        if self.sources and self.source:
+            raise ValueError("give sources or source, not both")
+        if not (self.sources or self.source):
+            raise ValueError("give sources (names of files in configs/data), or source: generated, files or hub")
+        if self.source == "files" and not (self.train_files and self.eval_files):
+            raise ValueError("source 'files' needs train_files and eval_files")
+        if self.sources and not sum(source.weight for source in self.sources.values()):
+            raise ValueError(f"the weights of {', '.join(self.sources)} sum to 0; give at least one source a weight")
+        return self
+
+    @property
+    def named_sources(self) -> dict[str, DataSource]:
+        """Every source by name; a single ``source`` of papers is the source of its kind."""
+        if self.source == "generated":
+            return {"generated": GeneratedSource(kind="generated", **self.generated.model_dump())}
+        if self.source:
+            keys = _LEGACY_KEYS[self.source]
+            return {"qasper": QasperSource(kind="qasper", **self.model_dump(include=keys))}
+        return self.sources
+
+    @property
+    def files(self) -> list[str]:
+        """The files that the sources are read from."""
+        sources = self.named_sources.values()
+        return [path for s in sources for path in (*getattr(s, "train_files", ()), *getattr(s, "eval_files", ()))]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of every entry of ``sources``."""
+        return {name: source.weight for name, source in self.sources.items()}
+
+    @property
+    def unused_keys(self) -> set[str]:
+        """Keys that say nothing about the episodes, because the sources are named another way."""
+        legacy = set().union(*(keys for source, keys in _LEGACY_KEYS.items() if source != self.source))
+        return legacy | ({"sources", "steps"} if self.source else {"source"})

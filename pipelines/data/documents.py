@@ -1,0 +1,184 @@
+"""What every source of data comes to: documents that are written, and exercises about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from deltamem.chat.messages import Message
+from pipelines.data.files import distinct
+from pipelines.errors import StageError
+from pipelines.run.files import file_digest
+
+Split = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One reply to learn.
+
+    Attributes:
+        question_id: unique within its source.
+        prompt: what is visible: chat messages, a system's first if there is one, then at least one other.
+        references: accepted replies, never empty; the first is learnt.
+        kind: of the reply, such as "extractive"; the source's own word.
+    """
+
+    question_id: str
+    prompt: list[Message]
+    references: list[str]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """What is written to one memory, and the exercises that share it.
+
+    Attributes:
+        document_id: unique within its source.
+        messages: what is written, as chat messages.
+        exercises: in the order of the source.
+        noun: what it is, for messages: "paper", "passage", "chat".
+        group: documents of one group, such as an article's passages, are held out together; "" is a group of its own.
+        drop_first: which messages go first where they are more than the budget.
+    """
+
+    document_id: str
+    messages: list[Message]
+    exercises: list[Exercise]
+    noun: str
+    group: str = ""
+    drop_first: Literal["oldest", "newest"] = "newest"
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """Something that could not be used as it is: a whole document, a question, one answer to it, or characters."""
+
+    lost: str
+    paper_id: str
+    question_id: str | None
+    reason: str
+
+
+@dataclass
+class Corpus:
+    """Documents of a split, what could not be used, and where they came from (``origin``, kept in the manifest).
+
+    ``renamed_questions`` lists the ids that were given to questions whose own id occurred before, and
+    ``renamed_documents`` the same of documents.
+    """
+
+    documents: list[Document]
+    bad_records: list[BadRecord]
+    origin: dict[str, Any]
+    renamed_questions: list[str] = field(default_factory=list)
+    renamed_documents: list[str] = field(default_factory=list)
+
+    @property
+    def questions(self) -> int:
+        """How many exercises the documents have."""
+        return sum(len(document.exercises) for document in self.documents)
+
+
+def read_files(
+    paths: Iterable[str], read: Callable[[Path], tuple[list[Document], list[BadRecord]]], what: str
+) -> Corpus:
+    """The documents of some files.
+
+    Args:
+        read: one file's documents and what of it could not be used.
+        what: the files are expected to be, in words.
+
+    Raises:
+        StageError: a file gives no document.
+    """
+    corpus = Corpus([], [], {"files": []})
+    for path in map(Path, paths):
+        documents, bad = read(path)
+        if not documents:
+            first = f"the first of {len(bad)} bad records: {bad[0].paper_id}: {bad[0].reason}" if bad else "it is empty"
+            raise StageError(f"{path}: no usable record in it ({first}); expected {what}")
+        corpus.documents += documents
+        corpus.bad_records += bad
+        corpus.origin["files"].append({"path": str(path), "sha256": file_digest(path)})
+    return corpus
+
+
+def hold_out(corpus: Corpus, split: Split, share: float) -> Corpus:
+    """A corpus's part in a split where nothing else is there to evaluate on.
+
+    The groups whose names' digests are smallest are held out, ``share`` of them and at least one: the same ones
+    whatever the order of the records. Raises StageError if there is only one group.
+    """
+    groups = sorted({_group(document) for document in corpus.documents}, key=_digest)
+    if len(groups) < 2:
+        raise StageError(
+            f"{corpus.origin}: all {len(corpus.documents)} documents are of one record, so that none can be held out "
+            "for evaluation; give eval_files"
+        )
+    held_out = set(groups[: min(max(round(share * len(groups)), 1), len(groups) - 1)])
+    documents = [d for d in corpus.documents if (_group(d) in held_out) == (split == "eval")]
+    return replace(corpus, documents=documents, origin={**corpus.origin, "held_out": share})
+
+
+def _group(document: Document) -> str:
+    return document.group or document.document_id
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def make_ids_unique(corpus: Corpus) -> None:
+    """Gives documents and questions whose id occurred before another one, and notes it.
+
+    Scores of different models are paired by question id, and questions share a write by document id.
+    """
+    documents = distinct([document.document_id for document in corpus.documents])
+    questions = distinct([exercise.question_id for document in corpus.documents for exercise in document.exercises])
+    for number, document in enumerate(corpus.documents):
+        document_id = next(documents)
+        exercises = []
+        for exercise in document.exercises:
+            question_id = next(questions)
+            if question_id != exercise.question_id:
+                corpus.renamed_questions.append(question_id)
+                exercise = replace(exercise, question_id=question_id)
+            exercises.append(exercise)
+        if document_id != document.document_id:
+            corpus.renamed_documents.append(document_id)
+        corpus.documents[number] = replace(document, document_id=document_id, exercises=exercises)
+
+
+def with_system_prompt(corpus: Corpus, text: str | None) -> Corpus:
+    """The corpus with a system message in front of what is written and of what is read; None leaves it as it is.
+
+    A document that begins with a system message keeps its own.
+    """
+    if text is None:
+        return corpus
+    system = {"role": "system", "content": text}
+    documents = [
+        document
+        if document.messages[:1] and document.messages[0]["role"] == "system"
+        else replace(
+            document,
+            messages=[system, *document.messages],
+            exercises=[replace(e, prompt=[system, *e.prompt]) for e in document.exercises],
+        )
+        for document in corpus.documents
+    ]
+    return replace(corpus, documents=documents)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The path and the message of a record's first problem."""
+    first = error.errors()[0]
+    path = ".".join(map(str, first["loc"]))
+    return f"{path}: {first['msg']}" if path else first["msg"]

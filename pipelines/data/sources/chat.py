@@ -1,0 +1,165 @@
+"""Chats of one's own: earlier messages are written, the last stay visible, the assistant's replies are learnt.
+
+A record is ``{"messages": [{"role", "content"}, …]}`` or ``{"prompt": text, "response": text}``, with an ``id`` if it
+has one; a content may be a list of text parts, as OpenAI's requests have them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from deltamem.chat.messages import Message
+from pipelines.config.data import ChatSource
+from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, hold_out, read_files
+from pipelines.data.files import contents, from_hub, kind_of, mended, parse_json, parse_json_lines, text_of
+from pipelines.errors import StageError
+
+EXPECTED = "records with 'messages' (each with role and content), or with 'prompt' and 'response'"
+ROLES = ("system", "user", "assistant")
+_ENDINGS = {".json": "json", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
+
+
+def load(settings: ChatSource, split: Split, folder: Path) -> Corpus:
+    """The chats of a split; all that is learnt from one chat is held out together."""
+    if not settings.train_files:
+        return _from_hub(settings, split)
+    own = split == "eval" and settings.eval_files
+    paths = settings.eval_files if own else settings.train_files
+    corpus = read_files(paths, lambda path: _documents(_records(path), path.name, settings), EXPECTED)
+    return corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
+
+
+def _from_hub(settings: ChatSource, split: Split) -> Corpus:
+    import datasets
+
+    own = split == "eval" and settings.hub_eval_split
+    name = settings.hub_eval_split if own else settings.hub_split
+    where = f"{settings.hub_id}, split {name}"
+    table = from_hub(
+        where,
+        "give the files of the data set as 'train_files'",
+        lambda: datasets.load_dataset(settings.hub_id, revision=settings.hub_revision, split=name),
+    )
+    rows = list(table)
+    documents, bad = _documents(enumerate(rows, start=1), settings.hub_id, settings)
+    if not documents:
+        first = f"{bad[0].paper_id}: {bad[0].reason}" if bad else "it is empty"
+        raise StageError(f"{where}: no usable record in it ({first}); expected {EXPECTED}")
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode("utf-8", "replace")).hexdigest()
+    origin = {"hub": settings.hub_id, "revision": settings.hub_revision, "split": name, "sha256": digest}
+    corpus = Corpus(documents, bad, origin)
+    return corpus if settings.hub_eval_split else hold_out(corpus, split, settings.eval_share)
+
+
+def _records(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number of every record, from 1 (of a line in a file of lines), and the record or a ValueError."""
+    ending = next((suffix for suffix in reversed(path.suffixes) if suffix in _ENDINGS), None)
+    if ending is None:
+        raise StageError(f"{path}: the name must end with {', '.join(_ENDINGS)} (or one of them and .gz)")
+    expected = f"expected {EXPECTED}"
+    if _ENDINGS[ending] == "lines":
+        return parse_json_lines(text_of(path, expected))
+    if _ENDINGS[ending] == "parquet":
+        return enumerate(_parquet_rows(path), start=1)
+    text = text_of(path, expected)
+    content = parse_json(text, path, f"{expected} in one array; a file with a record a line is named .jsonl")
+    if not isinstance(content, list):
+        raise StageError(f"{path}: the file holds {kind_of(content)}; expected an array of {EXPECTED}")
+    return enumerate(content, start=1)
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return parquet.read_table(io.BytesIO(contents(path))).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise StageError(f"{path}: can't be read as Parquet ({error}); expected {EXPECTED}") from None
+
+
+def _documents(
+    records: Iterable[tuple[int, Any]], file: str, settings: ChatSource
+) -> tuple[list[Document], list[BadRecord]]:
+    documents: list[Document] = []
+    bad: list[BadRecord] = []
+    for number, record in records:
+        record, damaged = mended(record)
+        chat_id = f"{file}:{number}"
+        if isinstance(record, dict) and isinstance(record.get("id"), str | int):
+            chat_id = str(record["id"])
+        if damaged:
+            bad.append(BadRecord("characters", chat_id, None, f"{damaged} lone surrogates, replaced by U+FFFD"))
+        try:
+            messages = chat_messages(record)
+            replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+            if not replies:
+                raise ValueError("it has no reply of the assistant's")
+        except ValueError as error:
+            bad.append(BadRecord("chat", chat_id, None, str(error)))
+            continue
+        for reply in replies[-1:] if settings.supervise == "last" else replies:
+            try:
+                documents.append(_document(chat_id, messages, reply, settings))
+            except ValueError as error:
+                bad.append(BadRecord("reply", chat_id, f"{chat_id}/{reply}", str(error)))
+    return documents, bad
+
+
+def chat_messages(record: Any) -> list[Message]:
+    """The messages of a record. Raises ValueError, with the reason, where it isn't a chat."""
+    if isinstance(record, ValueError):
+        raise record
+    if not isinstance(record, dict):
+        raise ValueError(f"it is {kind_of(record)}; expected {EXPECTED}")
+    if record.get("messages") is None and {"prompt", "response"} <= set(record):
+        pair = (("user", record["prompt"]), ("assistant", record["response"]))
+        return [{"role": role, "content": _text(content, role)} for role, content in pair]
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages:
+        found = ", ".join(map(str, record)) or "no keys"
+        raise ValueError(f"it has no list of messages ({found}); expected {EXPECTED}")
+    return [_message(message, f"message {number}") for number, message in enumerate(messages, start=1)]
+
+
+def _message(message: Any, where: str) -> Message:
+    role = message.get("role") if isinstance(message, dict) else None
+    if role not in ROLES:
+        raise ValueError(f"{where}: its role is {role!r}; expected one of {', '.join(ROLES)}")
+    return {"role": role, "content": _text(message.get("content"), where)}
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, list):
+        texts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+        ]
+        content = "\n".join(texts) if texts and all(isinstance(text, str) for text in texts) else content
+    if not isinstance(content, str):
+        raise ValueError(f"{where}: its content is {kind_of(content)}, not text")
+    return content
+
+
+def _document(chat_id: str, messages: list[Message], reply: int, settings: ChatSource) -> Document:
+    """What is written, read and learnt of one reply. Raises ValueError where there is nothing of one of them."""
+    if not messages[reply]["content"].strip():
+        raise ValueError("the reply is empty")
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    before = messages[len(system) : reply]
+    earlier, visible = before[: -settings.visible], before[-settings.visible :]
+    if not visible:
+        raise ValueError("no message comes before the reply")
+    written = before if settings.write == "all" else earlier
+    if not any(message["content"].strip() for message in written):
+        raise ValueError(
+            f"there is nothing to write: no text comes before what is visible (visible: {settings.visible}; with "
+            "write: all, the visible messages are written too)"
+        )
+    document_id = f"{chat_id}/{reply}"
+    exercise = Exercise(document_id, [*system, *visible], [messages[reply]["content"]], "reply")
+    return Document(document_id, [*system, *written], [exercise], "chat", group=chat_id, drop_first="oldest")

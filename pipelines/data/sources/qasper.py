@@ -1,0 +1,92 @@
+"""QASPER: papers from official files or the Hub; a paper is written, its questions are asked one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.data import QasperSource
+from pipelines.data.documents import BadRecord, Corpus, Document, Split, hold_out, read_files
+from pipelines.data.files import from_hub
+from pipelines.data.papers import EXPECTED, paper_document, parse_papers, read_papers
+from pipelines.errors import StageError
+
+HUB_SPLITS = {"train": "train", "eval": "validation"}
+HUB_PARQUET = "refs/convert/parquet"
+"""The Hub's own Parquet conversion; the main branch needs a loading script, which is never run here."""
+
+
+def load(settings: QasperSource, split: Split, folder: Path) -> Corpus:
+    """The papers of a split."""
+    if not settings.train_files:
+        return _from_hub(settings, split)
+    own = split == "eval" and settings.eval_files
+    corpus = from_files(settings.eval_files if own else settings.train_files)
+    return corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
+
+
+def from_files(paths: list[str]) -> Corpus:
+    """The papers of official files; one whose id was used in an earlier file is lost."""
+    first_file: dict[str, Path] = {}
+
+    def read(path: Path) -> tuple[list[Document], list[BadRecord]]:
+        papers, bad = read_papers(path)
+        new = []
+        for paper in papers:
+            if paper.paper_id in first_file:
+                reason = f"{path}: its id was already used in {first_file[paper.paper_id]}"
+                lost = f"; its {len(paper.questions)} questions are lost"
+                bad.append(BadRecord("paper", paper.paper_id, None, reason + lost))
+            else:
+                first_file[paper.paper_id] = path
+                new.append(paper_document(paper))
+        return new, bad
+
+    return read_files(paths, read, EXPECTED)
+
+
+def _from_hub(settings: QasperSource, split: Split) -> Corpus:
+    import datasets
+
+    revision = settings.hub_revision or HUB_PARQUET
+    where = f"{settings.hub_id}, revision {revision}, split {HUB_SPLITS[split]}"
+    table = from_hub(
+        where,
+        "use QASPER's official JSON files (data.source 'files'), or 'generated' papers",
+        lambda: datasets.load_dataset(settings.hub_id, revision=revision, split=HUB_SPLITS[split]),
+    )
+    missing = {"id", "full_text", "qas"} - set(table.column_names)
+    if missing:
+        raise StageError(f"{where}: not QASPER, the columns {', '.join(sorted(missing))} are missing")
+    records = [(str(row["id"]), official_record(row)) for row in table]
+    papers, bad = parse_papers(records)
+    if not papers:
+        raise StageError(f"{where}: no QASPER paper" + (f"; {bad[0].paper_id}: {bad[0].reason}" if bad else ""))
+    origin = {
+        "hub": settings.hub_id,
+        "revision": revision,
+        "files": sorted(table.info.download_checksums or {}),  # addresses with the commit in them
+        "sha256": hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest(),
+    }
+    return Corpus(list(map(paper_document, papers)), bad, origin)
+
+
+def official_record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The official form of a Hub row, whose lists of objects are stored as objects of equally long lists."""
+    questions = [
+        question | {"answers": _rows(question.get("answers"))} if isinstance(question, dict) else question
+        for question in _rows(row["qas"])
+    ]
+    return {**row, "full_text": _rows(row["full_text"]), "qas": questions}
+
+
+def _rows(columns: Any) -> Any:
+    # Anything else than lists of one length is left as it is, for the schema to report.
+    if not isinstance(columns, Mapping) or not all(isinstance(values, list) for values in columns.values()):
+        return columns
+    if len({len(values) for values in columns.values()}) > 1:
+        return columns
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

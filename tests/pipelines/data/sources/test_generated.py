@@ -1,0 +1,37 @@
+"""Facts told in a conversation: every fact in a turn of the user's, nothing else of the paper, the same each time."""
+
+import pytest
+
+from pipelines.config.data import GeneratedSource
+from pipelines.data.sources import load_corpus
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(told, split="train", **settings):
+        keys = {"train_papers": 30, "eval_papers": 5, "facts_per_paper": 4, **settings}
+        return load_corpus(GeneratedSource(kind="generated", told=told, **keys), split, tmp_path / "generated")
+
+    return load
+
+
+def test_a_conversation_tells_a_papers_facts_and_is_asked_its_questions(load):
+    papers, conversations = load("paper").documents, load("conversation").documents
+    assert [d.exercises for d in papers] == [d.exercises for d in conversations]
+    for paper, conversation in zip(papers, conversations, strict=True):
+        roles = [message["role"] for message in conversation.messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        told = " ".join(m["content"] for m in conversation.messages if m["role"] == "user").lower()
+        written = " ".join(m["content"] for m in paper.messages).lower()
+        facts = [f"is {e.references[0]}.".lower() for e in paper.exercises if e.kind == "extractive"]
+        assert len(facts) == 4 and all(fact in told and fact in written for fact in facts)
+        assert told.count(" of ") == 4 and "report" not in told
+        assert conversation.noun == "conversation"
+
+
+def test_the_same_settings_give_the_same_conversations_and_other_seeds_others(load):
+    assert load("conversation").documents == load("conversation").documents
+    assert load("conversation").documents != load("conversation", seed=1).documents
+    assert {d.document_id for d in load("conversation").documents}.isdisjoint(
+        d.document_id for d in load("conversation", "eval").documents
+    )
