@@ -31,23 +31,23 @@ class DeltaMemLayer(nn.Module):
         steer: {"q": [q_out, N·r], "k": [k_out, N·r], "v": [v_out, N·r], "o": [hidden, N·r]}, those steered.
     """
 
-    def __init__(self, config: DeltaMemConfig, hidden: int, base_weights: dict[str, Tensor]):
+    def __init__(self, config: DeltaMemConfig, hidden: int, base_columns: dict[str, Tensor]):
         """Initialise as the paper does.
 
         Args:
-            base_weights: the backbone's projection weights [out, in] of the steered heads.
+            base_columns: [out, ≤ r], the first columns of the backbone's projection weights, of the steered heads.
         """
         super().__init__()
         self.num_states, self.rank, self.scale = config.num_states, config.rank, config.scale
         self.per_segment = config.strategy == "ssw"
-        device = next(iter(base_weights.values())).device
+        device = next(iter(base_columns.values())).device
         width = config.width
         self.in_proj = nn.Parameter(torch.zeros(4 * width, hidden, device=device))
         for block in self.in_proj.detach()[: 3 * width].split(width):  # W_β starts at zero
             nn.init.kaiming_uniform_(block, a=math.sqrt(5))
         self.beta_bias = nn.Parameter(torch.full((width,), config.beta_bias_init, device=device))
         self.steer = nn.ParameterDict(
-            {head: nn.Parameter(_steering_init(weight, config)) for head, weight in base_weights.items()}
+            {head: nn.Parameter(_steering_init(columns, config)) for head, columns in base_columns.items()}
         )
 
     def project(self, x: Tensor) -> Tensor:
@@ -134,14 +134,14 @@ def mean_gates(biases: Sequence[Tensor], written: Sequence[Written]) -> Tensor:
     return (beta * counts).sum((1, 2)) / counts.sum().clamp_min(1)
 
 
-def _steering_init(weight: Tensor, config: DeltaMemConfig) -> Tensor:
+def _steering_init(base_columns: Tensor, config: DeltaMemConfig) -> Tensor:
     """[out, N·r]; "base_slice": the projection's first r columns, normalised and scaled, the rest zero."""
-    columns = torch.zeros(weight.shape[0], config.width, device=weight.device)
+    columns = torch.zeros(base_columns.shape[0], config.width, device=base_columns.device)
     if config.output_init == "zero":
         return columns
     if config.output_init == "random":
         directions = torch.randn_like(columns)
     else:
-        directions = weight.detach()[:, : min(config.rank, weight.shape[1])].float()
+        directions = base_columns
     columns[:, : directions.shape[1]] = config.online_gain * F.normalize(directions, dim=0)
     return columns

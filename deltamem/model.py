@@ -39,7 +39,7 @@ from deltamem.backbone.no_cache import NoCache
 from deltamem.backbone.row_ends import watch_ends
 from deltamem.backbone.steering import DeltaCall, attach, write_trunk
 from deltamem.config import DeltaMemConfig
-from deltamem.errors import ConfigError, DeltaMemError
+from deltamem.errors import ConfigError, DeltaMemError, UnsupportedModelError
 from deltamem.layer import DeltaMemLayer, mean_gates
 from deltamem.memory import DeltaMemory
 from deltamem.segments import rank_segments
@@ -77,7 +77,10 @@ class DeltaMemModel(nn.Module):
                 str(i): DeltaMemLayer(
                     config,
                     decoder.hidden_size,
-                    {head: decoder.layers[i].projections[head].weight for head in config.steer},
+                    {
+                        head: decoder.layers[i].projections[head].columns(config.rank, base_model.dtype)
+                        for head in config.steer
+                    },
                 )
                 for i in indices
             }
@@ -266,9 +269,12 @@ class DeltaMemModel(nn.Module):
 
         Raises:
             AdapterFormatError: the folder is malformed or doesn't fit the backbone; the message names the tensor.
+            UnsupportedModelError: it is to be trained, and the backbone's quantised layers pass no gradients.
         """
         config, tensors = load_adapter(locate(path))
         model = cls(base_model, config)
+        if is_trainable:
+            model.check_trainable()
         fill_layers(model.memory_layers, tensors, config, str(path))
         if not is_trainable:
             model.requires_grad_(False).eval()
@@ -281,6 +287,19 @@ class DeltaMemModel(nn.Module):
         """Write adapter_config.json, adapter_model.safetensors and a model card; never the backbone."""
         tensors = collect_tensors(self.memory_layers.state_dict(), self.config)
         save_adapter(Path(path), self.config, tensors)
+
+    def check_trainable(self) -> None:
+        """The backbone lets gradients through.
+
+        Raises:
+            UnsupportedModelError: it is quantised in a way that doesn't.
+        """
+        for projection in self._decoder.layers[-1].projections.values():
+            if not projection.passes_gradients(self.dtype):
+                raise UnsupportedModelError(
+                    f"the backbone's quantised layers ({type(projection.module.weight).__name__}) pass no gradients, "
+                    "so an adapter can't be trained on it; quantise the weights only, not the activations"
+                )
 
     def print_trainable_parameters(self) -> None:
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -415,13 +434,16 @@ def get_delta_mem_model(base_model: PreTrainedModel, config: DeltaMemConfig | No
     """Put a new, trainable adapter on a backbone, which is frozen.
 
     Raises:
-        UnsupportedModelError: the backbone's attention layers can't be found.
+        UnsupportedModelError: the backbone's attention layers can't be found, or are quantised in a way that passes no
+            gradients.
     """
     config = config or DeltaMemConfig()
     if config.base_model_name_or_path is None:
         name = getattr(getattr(base_model, "config", None), "_name_or_path", None)
         config = replace(config, base_model_name_or_path=name or None)
-    return DeltaMemModel(base_model, config)
+    model = DeltaMemModel(base_model, config)
+    model.check_trainable()
+    return model
 
 
 def backbone_of(model: DeltaMemModel | PreTrainedModel) -> PreTrainedModel:

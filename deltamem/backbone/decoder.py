@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from deltamem.errors import UnsupportedModelError
@@ -14,20 +15,48 @@ RECURRENT = {"hybrid", "hybrid_sliding", "linear_attention", "conv", "mamba", "r
 
 @dataclass(frozen=True)
 class Projection:
-    """A (slice of a) linear layer whose output is steered: rows start:stop of module.weight."""
+    """A (slice of a) linear layer whose output is steered: features start:stop of it."""
 
     module: nn.Module
     start: int
     stop: int
 
     @property
-    def weight(self) -> Tensor:
-        """[out, in], the slice of the backbone's weight."""
-        return self.module.weight[self.start : self.stop]
+    def whole(self) -> bool:
+        """Whether all of the layer's output is steered."""
+        return self.start == 0 and self.stop == _out_features(self.module)
+
+    def columns(self, count: int, dtype: torch.dtype) -> Tensor:
+        """[stop - start, count] float32: the weight's first columns (all, if it has fewer).
+
+        Of a quantised layer, whose weight is packed, they are what the layer makes of unit vectors.
+
+        Args:
+            dtype: of the layer's input.
+        """
+        if not self.quantised:
+            return self.module.weight.detach()[self.start : self.stop, :count].float()
+        return self._probed(min(count, self.module.in_features), dtype)
 
     @property
-    def whole(self) -> bool:
-        return self.start == 0 and self.stop == self.module.weight.shape[0]
+    def quantised(self) -> bool:
+        """Whether the layer's weight is packed."""
+        weight = self.module.weight
+        return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+
+    def passes_gradients(self, dtype: torch.dtype) -> bool:
+        """Whether its output has a gradient with respect to its input, as some quantised layers' has not."""
+        if not self.quantised:
+            return True
+        x = torch.zeros(1, self.module.in_features, dtype=dtype, device=self.module.weight.device)
+        with torch.enable_grad():
+            return self.module(x.requires_grad_()).requires_grad
+
+    @torch.no_grad()
+    def _probed(self, count: int, dtype: torch.dtype) -> Tensor:
+        units = torch.eye(count, self.module.in_features, dtype=dtype, device=self.module.weight.device)
+        bias = self.module(torch.zeros_like(units[:1]))
+        return (self.module(units) - bias)[:, self.start : self.stop].float().t().contiguous()
 
 
 @dataclass(frozen=True)
@@ -103,7 +132,12 @@ def _need(module: nn.Module, where: str, what: str, *names: str) -> nn.Module:
 
 
 def _whole(linear: nn.Module) -> Projection:
-    return Projection(linear, 0, linear.weight.shape[0])
+    return Projection(linear, 0, _out_features(linear))
+
+
+def _out_features(linear: nn.Module) -> int:
+    """Of a linear layer; a quantised one's weight is packed and has another shape."""
+    return linear.out_features if hasattr(linear, "out_features") else linear.weight.shape[0]
 
 
 def _split_packed(packed: nn.Module, attention: nn.Module, where: str) -> dict[str, Projection]:
@@ -111,7 +145,7 @@ def _split_packed(packed: nn.Module, attention: nn.Module, where: str) -> dict[s
     config = attention.config
     head_dim = getattr(attention, "head_dim", None) or config.hidden_size // config.num_attention_heads
     q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-    rows = packed.weight.shape[0]
+    rows = _out_features(packed)
     if q + 2 * kv != rows:
         raise UnsupportedModelError(
             f"{where}.qkv_proj has {rows} rows, expected {q} + 2·{kv} (queries, keys, values in this order)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakKeyDictionary
 
@@ -31,11 +32,20 @@ def backbone_digest(base: PreTrainedModel) -> str:
     """sha256 over the backbone's weights, class and position encoding; taken once per backbone in memory."""
     config = base.config.get_text_config(decoder=True)
     facts = {"class": type(base).__name__, "rope": getattr(config, "rope_parameters", None)}
-    tensors = {name: parameter.detach() for name, parameter in base.named_parameters()}
+    tensors = dict(plain for name, parameter in base.named_parameters() for plain in _plain(name, parameter.detach()))
     unchanged = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors.values()]
     if base not in _HASHED or _HASHED[base][0] != unchanged:
         _HASHED[base] = unchanged, _hash(tensors)
     return _digest(facts, tensors, _HASHED[base][1])
+
+
+def _plain(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a quantised weight is made of; of any other weight itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain(f"{name}.{part}", getattr(tensor, part))
 
 
 def _hash(tensors: dict[str, Tensor]) -> list[str]:

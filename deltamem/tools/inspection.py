@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -71,6 +71,17 @@ def inspect_memory(memory: DeltaMemory, title: str, facts: dict[str, str]) -> In
     tiles = {i: torch.cat(list(state[0]), dim=1) for i, state in states.items()}
     columns = ["layer", "norm", "largest norm", "largest entry", "directions in use"]
     return Inspection(title, facts, columns, rows, tiles, "entries of the states (rows: values, columns: keys)")
+
+
+def with_ratios(inspection: Inspection, ratios: dict[int, dict[str, float]]) -> Inspection:
+    """An adapter's inspection with a column ‖Δ‖/‖·‖ for each head that it steers.
+
+    Args:
+        ratios: of :func:`deltamem.tools.steering_ratios.steering_ratios`.
+    """
+    heads = list(next(iter(ratios.values())))
+    rows = [[*row, *(f"{ratios[int(row[0])][head]:.4f}" for head in heads)] for row in inspection.rows]
+    return replace(inspection, columns=[*inspection.columns, *(f"‖Δ{head}‖/‖{head}‖" for head in heads)], rows=rows)
 
 
 def save_picture(inspection: Inspection, path: str | Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deltamem_kernels.chunk import chunk_delta_scan
-from deltamem_kernels.device import fits_triton, triton_runs
+from deltamem_kernels.device import chosen_backend, fits_triton, triton_runs
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.gates import gated_read as _torch_gated_read
 from deltamem_kernels.naive import naive_delta_scan
@@ -36,7 +36,9 @@ if triton_runs():
 
 
 def _pick(backends: dict, backend: str | None, state: Tensor):
-    name = backend or ("triton" if fits_triton(state) else "torch")
+    name = backend or chosen_backend() or ("triton" if fits_triton(state) else "torch")
+    if name == "triton" and name not in backends:
+        raise ValueError("backend 'triton' needs a CUDA GPU and the package triton; choose 'torch' or 'naive'")
     if name not in backends:
         raise ValueError(f"unknown backend {name!r}; choose one of {sorted(backends)}")
     return backends[name]

@@ -113,6 +113,9 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
         (["chat", "--adapter", "ADAPTER", "--session", "SESSION", "--window", "99"], "are for a new session"),
         (["inspect", "ADAPTER", "--png", "x.bmp"], "must end in .png"),
         (["inspect", "ADAPTER", "--png", "BASE/none/x.png"], "none/x.png"),
+        (["inspect", "ADAPTER", "--text", "x"], "name the backbone, too"),
+        (["inspect", "ADAPTER", "--base", "BASE", "--text", "BASE/none"], "it can't be read"),
+        (["inspect", "SESSION", "--base", "BASE"], "holds no adapter"),
         (["convert", "ADAPTER", "BASE/config.json/x"], "Not a directory"),
         (["tps", "--adapter", "ADAPTER", "--output", "BASE/none/x.json"], "there is no folder"),
         (["tps", "--adapter", "ADAPTER", "--prompt-tokens", "99999999"], "the backbone's window is"),
@@ -146,6 +149,17 @@ def test_inspect_shows_each_layer_and_draws_them(folders, tmp_path, what):
     for layer in range(3):
         assert re.search(rf"^ +{layer} +[\d,.]+ ", text, re.MULTILINE)
     assert image.imread(picture).std() > 0.01, "the picture is empty"
+
+
+def test_inspect_measures_on_a_backbone_how_much_an_adapter_steers(folders, tmp_path):
+    model = ["inspect", folders / "adapter", "--base", folders / "base", "--device", "cpu"]
+    story = deltamem(*model)
+    (tmp_path / "text").write_text("Short.")
+    short = deltamem(*model, "--text", tmp_path / "text")
+    for text in (story, short):
+        assert "‖Δq‖/‖q‖" in text and "‖Δo‖/‖o‖" in text
+    ratios = [[float(row.split()[-1]) for row in re.findall(r"^ +[012] .*$", t, re.MULTILINE)] for t in (story, short)]
+    assert len(ratios[0]) == 3 and min(ratios[0] + ratios[1]) > 0 and ratios[0] != ratios[1]
 
 
 def test_a_terminal_of_80_columns_shows_every_digit(folders):
