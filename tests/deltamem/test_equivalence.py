@@ -6,8 +6,8 @@ from transformers.utils import is_flash_attn_2_available
 
 from deltamem import DeltaMemConfig, DeltaMemory, get_delta_mem_model
 from deltamem.errors import DeltaMemError
+from tests.tiny_models import FAMILIES
 
-FAMILIES = ["qwen3", "smollm3", "llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3_text", "phi3"]
 # transformers has no SDPA for Gemma 2 (soft-capped scores)
 CASES = [(f, a) for f in FAMILIES for a in ("eager", "sdpa") if (f, a) != ("gemma2", "sdpa")]
 STRATEGIES = ["tsw", "ssw", "msw"]

@@ -4,13 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from deltamem import DeltaMemConfig, DeltaMemError, DeltaMemory, encode_messages, get_delta_mem_model
 from deltamem.errors import ConfigError, MemoryMismatchError, SegmentsMissingError, UnsupportedModelError
 from deltamem.segments import rank_segments, segment_means
+from tests.tiny_models import plain_byte_tokenizer
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -21,16 +20,6 @@ ALTERNATING = (
     "{% for m in messages %}{% if loop.index0 % 2 != (m['role'] == 'assistant') %}{{ raise_exception('roles must "
     "alternate') }}{% endif %}[{{ m['role'] }}]{{ m['content'] | trim }}{% endfor %}"
 )
-
-
-def byte_tokenizer(template=CHATML):
-    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(alphabet, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    fast.chat_template = template
-    return fast
 
 
 # --- config ---------------------------------------------------------------------------------------------------------
@@ -145,7 +134,7 @@ def test_an_adapter_taken_off_leaves_the_backbone_as_it_was(tiny_model):
 # --- segments -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(-1, 6), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_segment_means_are_the_means_of_the_segments(rows):
     ids = torch.tensor(rows)
@@ -184,7 +173,7 @@ def parts(encoded, tokenizer):
 
 
 def test_messages_are_segments_and_scaffolding_is_none():
-    tokenizer = byte_tokenizer()
+    tokenizer = plain_byte_tokenizer(CHATML)
     messages = [
         {"role": "system", "content": "Sys."},
         {"role": "user", "content": "Blue is blue."},
@@ -200,7 +189,7 @@ def test_messages_are_segments_and_scaffolding_is_none():
 
 
 def test_a_content_that_also_occurs_in_the_template_is_found_in_its_place():
-    tokenizer = byte_tokenizer()
+    tokenizer = plain_byte_tokenizer(CHATML)
     messages = [{"role": "user", "content": "kind"}, {"role": "assistant", "content": "art"}]
     encoded = encode_messages(tokenizer, messages)
     text = tokenizer.decode(encoded.input_ids)  # bytes: positions in the text are positions of tokens
@@ -208,14 +197,14 @@ def test_a_content_that_also_occurs_in_the_template_is_found_in_its_place():
 
 
 def test_sentences_are_segments_on_request():
-    tokenizer = byte_tokenizer()
+    tokenizer = plain_byte_tokenizer(CHATML)
     message = {"role": "user", "content": "One. Two is 2.5 long! (Three?)\n\nFour"}
     found = parts(encode_messages(tokenizer, [message], segment="sentence"), tokenizer)
     assert [found[i].strip() for i in range(4)] == ["One.", "Two is 2.5 long!", "(Three?)", "Four"]
 
 
 def test_templates_that_want_alternating_roles_get_them_and_segments_survive():
-    tokenizer = byte_tokenizer(ALTERNATING)
+    tokenizer = plain_byte_tokenizer(ALTERNATING)
     messages = [{"role": "user", "content": c} for c in ("first", "second", "third")]
     assert [parts(encode_messages(tokenizer, messages), tokenizer)[i] for i in range(3)] == ["first", "second", "third"]
     with pytest.raises(DeltaMemError, match="template refuses these messages.*alternate"):
@@ -225,9 +214,9 @@ def test_templates_that_want_alternating_roles_get_them_and_segments_survive():
 def test_templates_that_change_the_text_and_tokenizers_without_one_are_errors():
     message = [{"role": "user", "content": "Hello"}]
     with pytest.raises(DeltaMemError, match="changed the text of message 0"):
-        encode_messages(byte_tokenizer("{{ messages[0]['content'] | upper }}"), message)
+        encode_messages(plain_byte_tokenizer("{{ messages[0]['content'] | upper }}"), message)
     with pytest.raises(DeltaMemError, match="no chat template"):
-        encode_messages(byte_tokenizer(None), message)
+        encode_messages(plain_byte_tokenizer(None), message)
 
 
 # --- backbones ------------------------------------------------------------------------------------------------------

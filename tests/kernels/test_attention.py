@@ -41,7 +41,7 @@ def whole(query, prefix_keys, prefix_values, keys, values, mask, scale):
 sizes = st.integers(1, 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 99), sizes, sizes, sizes, st.integers(1, 5), st.integers(1, 300), st.integers(1, 9), sizes)
 def test_is_attention_over_both(seed, rows, heads, group, new, prefix, own, dim):
     arguments = drawn(seed, rows, heads, group, new, prefix, own, dim)

@@ -31,7 +31,7 @@ def test_chunked_is_naive(tokens, states, rank):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 70), st.integers(1, 69), st.integers(0, 10**6))
 def test_a_split_scan_is_one_scan(tokens, cut, seed):
     cut = min(cut, tokens)

@@ -14,10 +14,12 @@ from tests.paths import PROJECT
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
-def submit(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def submit(address: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Plans the quickstart, as if it had been cloned into ``folder`` just now."""
     command = [sys.executable, "-m", "pipelines.submit", "--address", address]
-    command += ["--configfile", "configs/quickstart.yaml", "--", "--dry-run", "--cores", "1"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env={**os.environ, **environment})
+    command += ["--configfile", str(PROJECT / "configs/quickstart.yaml")]
+    command += ["--", "--dry-run", "--cores", "1", "--directory", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def free_port() -> int:
@@ -35,11 +37,10 @@ def head(tmp_path_factory):
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
     command += [f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     command += [f"--temp-dir={folder}", "--object-store-memory=80000000"]
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "kernels")])
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     process = subprocess.Popen(
         command,
-        env={**os.environ, **environment, "PYTHONPATH": paths},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -60,19 +61,19 @@ def head(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_workflow_runs_as_a_job(head):
-    refused = submit(head, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN[::-1])
+def test_the_workflow_runs_as_a_job(head, tmp_path):
+    refused = submit(head, tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN[::-1])
     assert refused.returncode == 1
     assert "asks for a token" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    done = submit(head, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    done = submit(head, tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert "Training msw on smollm2-135m-instruct" in done.stdout
 
 
-def test_an_unreachable_cluster_is_named():
-    result = submit("http://127.0.0.1:9")
+def test_an_unreachable_cluster_is_named(tmp_path):
+    result = submit("http://127.0.0.1:9", tmp_path)
     assert result.returncode == 1
     assert "no Ray job server at http://127.0.0.1:9" in result.stderr
     assert "Traceback" not in result.stderr

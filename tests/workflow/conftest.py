@@ -1,6 +1,5 @@
 """The real Snakefile in a temporary folder."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,9 +39,7 @@ class Workflow:
         ]
         configs = config if isinstance(config, list) else [config or own]
         command += [*arguments, "--directory", str(self.folder), "--configfile", *map(str, configs)]
-        path = os.pathsep.join([str(PROJECT), str(PROJECT / "kernels")])
-        environment = {**os.environ, "PYTHONPATH": path}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder)
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
 
     def plan(self, *arguments: str, config: Path | list[Path] | None = None) -> list[str]:
         """The messages of the jobs that would run ("Training tsw on …"), without anything being done."""

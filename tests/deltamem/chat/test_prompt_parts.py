@@ -7,7 +7,7 @@ from deltamem import ChatSession, DeltaMemError
 from deltamem.chat.prompt_parts import cut
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.turn import Turn, TurnOptions
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 LONG = [{"role": "user", "content": "a message of some length, " * 4}]
 

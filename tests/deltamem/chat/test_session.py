@@ -7,7 +7,7 @@ from deltamem import ChatSession, DeltaMemError, encode_messages
 from deltamem.chat.batch import Batch
 from deltamem.chat.turn import Turn, TurnOptions, choose
 from deltamem.errors import WindowError
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 STRATEGIES = ["tsw", "ssw", "msw"]
 SHORT = {"max_new_tokens": 8}

@@ -11,7 +11,7 @@ from deltamem import ChatSession, DeltaMemory
 from deltamem.chat import identity, session_files
 from deltamem.chat.turn import Turn, TurnOptions
 from deltamem.errors import SnapshotError
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 SHORT = {"max_new_tokens": 8}
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from deltamem import ChatSession, DeltaMemModel
 from deltamem.cli import app, main
 from pipelines.pyfunc import write_model_folder
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 
 @pytest.fixture(scope="module")

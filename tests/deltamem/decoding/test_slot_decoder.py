@@ -10,9 +10,9 @@ from deltamem import DeltaMemConfig, DeltaMemory, get_delta_mem_model
 from deltamem.decoding.key_values import KeyValues
 from deltamem.decoding.slot_decoder import SlotDecoder
 from deltamem.errors import DeltaMemError
+from tests.tiny_models import FAMILIES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FAMILIES = ["qwen3", "smollm3", "llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3_text", "phi3"]
 
 
 def build(tiny_model, family="qwen3", strategy="tsw"):

@@ -13,7 +13,7 @@ from deltamem.server.app import create_app
 from deltamem.server.limits import RequestLimits
 from deltamem.server.run import make_server
 from deltamem.server.serving import ServerSettings
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 KEY = "sk-test-ключ"  # headers carry it as UTF-8
 

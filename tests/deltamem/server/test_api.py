@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltamem import ChatSession
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 SMALL = {"model": "tiny", "max_tokens": 8, "temperature": 0}
 

@@ -13,7 +13,7 @@ from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.turn import Turn, TurnOptions
 from deltamem.server.metrics import Metrics
 from deltamem.server.scheduler import Cancelled, Finished, Job, TurnScheduler
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 PART = 16
 LONG, SHORT = "a long message, " * 30, "short"

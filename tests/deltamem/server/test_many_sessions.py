@@ -20,8 +20,7 @@ from deltamem.cli.loading import load
 from deltamem.errors import DeltaMemError
 from deltamem.server.metrics import Metrics
 from deltamem.server.store import SessionStore, StoreLimits
-from tests.chat_models import make_chat_model
-from tests.paths import PROJECT
+from tests.tiny_models import make_chat_model
 
 SESSIONS = 100
 
@@ -105,7 +104,7 @@ def start_process(saved_model, store, port):
     command += ["--base", str(base), "--adapter", str(adapter), "--store", str(store), "--port", str(port)]
     command += ["--batch-size", "16", "--device", "cpu"]
     environment = {**os.environ, "DELTAMEM_API_KEY": "sk-crash", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=PROJECT, env=environment)
+    process = subprocess.Popen(command, env=environment)
     for _ in range(600):
         try:
             if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:

@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from tests.chat_models import make_chat_model
 from tests.deltamem.server.browser import Browser, find_browser
+from tests.tiny_models import make_chat_model
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="needs Chromium")
 TEXTS = 'Array.from(document.querySelectorAll("#log .message > span:last-child")).map(e => e.textContent)'

@@ -21,7 +21,7 @@ from deltamem.cli import main
 from deltamem.cli.loading import load
 from pipelines.errors import StageError
 from pipelines.pyfunc import write_model_folder
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 DIALOGUE = [
     {"role": "system", "content": "Be brief."},

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.benchmarks import get_benchmark
@@ -116,7 +116,6 @@ def test_scores_by_hand(made_up, reference, prediction, em, f1):
     assert hotpot.score(question, prediction) == {"exact_match": em, "f1": pytest.approx(f1)}
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_scores_are_symmetric_bounded_and_exact_match_implies_f1(left, right):
     assert exact_match(left, right) == exact_match(right, left)

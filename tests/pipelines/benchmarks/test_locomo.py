@@ -6,7 +6,7 @@ import string
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nltk.stem import PorterStemmer
 
@@ -202,13 +202,11 @@ def official_f1(prediction, reference):
 plain_text = st.text(alphabet=string.ascii_letters + string.digits + " ,.'éß", max_size=40)
 
 
-@settings(deadline=None)
 @given(plain_text, plain_text)
 def test_f1_is_the_definition(prediction, reference):
     assert stemmed_f1(prediction, reference) == pytest.approx(official_f1(prediction, reference))
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_f1_is_symmetric_bounded_and_1_for_the_same(left, right):
     value = stemmed_f1(left, right)
@@ -217,7 +215,6 @@ def test_f1_is_symmetric_bounded_and_1_for_the_same(left, right):
     assert stemmed_f1(left, left) == (1.0 if stemmed_tokens(left) else 0.0)
 
 
-@settings(deadline=None)
 @given(st.lists(plain_text, min_size=1, max_size=4), st.randoms())
 def test_the_order_of_parts_does_not_matter(parts, shuffle: random.Random):
     parts = [part.replace(",", "") for part in parts]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.benchmarks import Question, get_benchmark
@@ -238,7 +238,6 @@ def test_movies_are_the_nearest_of_the_catalogue():
     assert recall_at_5(sixth, ["1"], names) == 0
 
 
-@settings(deadline=None)
 @given(st.text(max_size=50), st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=3))
 def test_scores_are_bounded_and_ordered(prediction, references):
     scores = text_scores(prediction, references)
@@ -246,7 +245,6 @@ def test_scores_are_bounded_and_ordered(prediction, references):
     assert scores["exact_match"] <= scores["substring_exact_match"]
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=30))
 def test_a_reference_is_found_in_an_answer_that_has_it(before, reference, after):
     assert substring_match(f"{before} {reference} {after}", reference) == 1
@@ -255,7 +253,6 @@ def test_a_reference_is_found_in_an_answer_that_has_it(before, reference, after)
 # --- chunks ---------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     st.text(alphabet="abc .\n", max_size=300).map(lambda text: text.replace(" .", ". ")),
     st.integers(min_value=1, max_value=60),

@@ -120,7 +120,7 @@ def test_truncation_inside_the_first_section_cuts_at_a_word(tokenizer, count):
 words = st.lists(st.sampled_from("one two three four é 機械".split()), min_size=1, max_size=30).map(" ".join)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(words, min_size=1, max_size=5), st.integers(20, 300))
 def test_truncation_keeps_the_longest_beginning_that_fits(texts, budget):
     paper = make_paper([("", (text,)) for text in texts], title="", abstract="")

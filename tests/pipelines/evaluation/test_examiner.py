@@ -69,7 +69,7 @@ def make_model(tiny_model, tokenizer):
     """An adapter that changes the answers: large steering columns, gates wide open."""
 
     def make(strategy="tsw", **options):
-        base = tiny_model("qwen3", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+        base = tiny_model("qwen3", tokenizer=tokenizer)
         torch.manual_seed(1)
         config = DeltaMemConfig(strategy=strategy, output_init="random", online_gain=2.0, **options)
         return get_delta_mem_model(base, config).requires_grad_(False).eval()

@@ -84,7 +84,7 @@ def test_beginning_and_tail_are_the_prompt(encoder, texts, last):
     assert "W" not in beginning, "a shared first word belongs to the questions, asked alone or together"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
     window=st.integers(60, 260),

@@ -64,7 +64,7 @@ def test_pairing_removes_what_questions_have_in_common():
     assert 0.4 < found.low < found.value < found.high < 0.6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.integers(0, 4)), min_size=2, max_size=20))
 def test_a_difference_is_antisymmetric(rows):
     a, b, clusters = zip(*rows, strict=True)

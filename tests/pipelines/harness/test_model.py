@@ -59,8 +59,7 @@ def tokenizer():
 
 @pytest.fixture
 def base(tiny_model, tokenizer):
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=512, **ids)
+    return tiny_model("qwen3", tokenizer=tokenizer, max_position_embeddings=512)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import time
 import pytest
 
 from pipelines.run.gpu_slots import _taken, claim, thousandths, visible_gpus
-from tests.paths import PROJECT
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def test_a_dead_jobs_share_is_free_again(gpus, tmp_path):
         "import os, signal, sys; from pathlib import Path; from pipelines.run.gpu_slots import claim\n"
         "with claim(3000, Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
-    died = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=PROJECT)
+    died = subprocess.run([sys.executable, "-c", program, str(tmp_path)])
     assert died.returncode == -signal.SIGKILL and len(list(tmp_path.glob("*.held"))) == 3
     with claim(3000, tmp_path) as every:
         assert len(every) == 3
@@ -88,7 +87,6 @@ def test_the_command_sees_its_gpus_and_gives_its_exit_code(gpus, count, seen, tm
         capture_output=True,
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
-        cwd=PROJECT,
     )
     assert (result.stdout.strip(), result.returncode) == (seen, 7), result.stderr
 
@@ -101,7 +99,6 @@ def test_a_killed_job_holds_its_gpus_no_longer_and_leaves_nothing_running(gpus, 
     job = subprocess.Popen(
         [sys.executable, "-m", "pipelines.run.gpu_slots", "3000", sys.executable, "-c", program, str(alive)],
         stdout=subprocess.PIPE,
-        cwd=PROJECT,
     )
     while not alive.exists():
         time.sleep(0.01)

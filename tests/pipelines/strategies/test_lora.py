@@ -33,8 +33,7 @@ def lora(**changes):
 
 @pytest.fixture
 def base(tiny_model):
-    tokenizer = byte_tokenizer()
-    return tiny_model("qwen3", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    return tiny_model("qwen3", tokenizer=byte_tokenizer())
 
 
 def test_on_qwen3_4b_it_has_the_papers_5_9_million_parameters():

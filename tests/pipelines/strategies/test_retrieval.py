@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.benchmarks import Context
@@ -51,7 +51,6 @@ def test_a_history_without_words_is_no_problem(history):
     assert "".join(texts(found)) == "".join(m["content"].strip() for m in history)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=12), st.integers(1, 6))
 def test_the_best_are_the_highest_in_their_order(scores, count):
     chosen = best(np.array(scores), count)

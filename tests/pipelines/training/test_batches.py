@@ -19,7 +19,7 @@ def train(**values):
     return Train.model_validate({"batch_size": 4, "micro_batch_size": 1, "num_workers": 2, **values})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=12),
     st.sampled_from([(1, 1), (2, 2), (4, 1)]),

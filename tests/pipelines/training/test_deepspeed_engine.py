@@ -15,7 +15,7 @@ STEPS, SAVED_AT = 5, 3
 def _objective():
     from deltamem import DeltaMemConfig, get_delta_mem_model
     from pipelines.training.objective import MemoryObjective
-    from tests.conftest import make_tiny_model
+    from tests.tiny_models import make_tiny_model
 
     torch.manual_seed(3)
     model = get_delta_mem_model(make_tiny_model("qwen3"), DeltaMemConfig(output_init="random", online_gain=0.5))
