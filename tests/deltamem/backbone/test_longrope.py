@@ -7,7 +7,7 @@ from transformers import DynamicCache
 from deltamem import DeltaMemConfig, DeltaMemError, get_delta_mem_model
 from deltamem.backbone.facts import longrope_switch, window
 from deltamem.chat.session import ChatSession
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 SWITCH = 16
 ROPE = {

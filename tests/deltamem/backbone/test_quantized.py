@@ -7,7 +7,7 @@ from transformers.cache_utils import QuantizedLayer
 
 from deltamem import ChatSession, DeltaMemConfig, DeltaMemModel, get_delta_mem_model
 from deltamem.errors import UnsupportedModelError
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 IDS = torch.tensor([[5, 9, 20, 33, 7, 8, 41, 3]])
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import EosTokenCriteria, GenerationConfig, MaxLengthCriteria, StoppingCriteria
 
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 PROMPTS = torch.tensor([[65, 69, 80, 97], [101, 83, 88, 100]])
 LENGTH = 10

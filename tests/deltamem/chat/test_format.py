@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from deltamem import ChatSession, DeltaMemError, encode_messages
 from deltamem.chat.format import encode_history, encode_reply, encode_turn
 from pipelines.backbones.random_weights import byte_tokenizer
-from tests.chat_models import make_chat_model
+from tests.tiny_models import make_chat_model
 
 CHATML = byte_tokenizer().chat_template
 ALPACA = (
