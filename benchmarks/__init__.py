@@ -1,0 +1,4 @@
+"""How fast the code is: time and memory of scans, steps, decoding and serving, by ``python -m benchmarks.NAME``.
+
+What a model remembers is measured elsewhere: by the tasks in ``pipelines.benchmarks``, through the stage evaluate.
+"""

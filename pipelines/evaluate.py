@@ -23,8 +23,10 @@ from rich.console import Console
 from pipelines.benchmarks import Context, get_benchmark
 from pipelines.benchmarks.base import first_questions
 from pipelines.config import Config, load_config
+from pipelines.config.conditions import CONDITIONS
 from pipelines.errors import run_stage
-from pipelines.evaluation.examiner import Engine, reader_and_encoder
+from pipelines.evaluation.exam import Exam
+from pipelines.evaluation.examiner import Examiner, reader_and_encoder
 from pipelines.evaluation.records import Record, RecordLog, write_parquet
 from pipelines.evaluation.results import summarise
 from pipelines.evaluation.statistics import Bootstrap
@@ -36,9 +38,6 @@ from pipelines.strategies.kinds import context_transform
 from pipelines.strategies.models import load_model
 from pipelines.strategies.summaries import Summaries
 
-CONDITIONS_WITHOUT_MEMORY = ("none", "full")
-"""The conditions of a model that has no memory."""
-
 CACHE_BYTES = 2 * 2**30
 """Of keys and values in one batch of questions on a CPU."""
 CACHE_SHARE = 1 / 6
@@ -46,44 +45,6 @@ CACHE_SHARE = 1 / 6
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
-
-
-class Cell(NamedTuple):
-    """What is evaluated, and where its result lies; ``limit``: on so many questions only."""
-
-    config: Config
-    backbone: str
-    strategy: str
-    seed: int
-    benchmark: str
-    limit: int | None
-
-    @property
-    def name(self) -> str:
-        """Of the result's files; a limited result lies apart from a whole one."""
-        return self.benchmark if self.limit is None else f"{self.benchmark}-first{self.limit}"
-
-    @property
-    def output(self) -> Path:
-        return Layout(self.config).evaluation(self.backbone, self.strategy, self.seed, self.name)
-
-    def log(self, settings: dict[str, Any], digests: dict[str, str | None]) -> RecordLog:
-        """The log of answers so far, which tells by its key whether they are answers to what is asked now."""
-        entry = self.config.entry("benchmarks", self.benchmark)
-        key = {
-            "benchmark": {"name": self.benchmark, "version": str(entry.version)},
-            "settings": settings,
-            "digests": digests,
-        }
-        log = RecordLog(self.output.with_suffix(".records.jsonl"), key)
-        if log.records:
-            console.print(f"going on after {len(log.records)} answers of an earlier run")
-        if log.set_aside:
-            console.print(
-                "an earlier run answered something else (another model, data or settings): starting over; "
-                f"its answers are in {log.set_aside}"
-            )
-        return log
 
 
 class Answers(NamedTuple):
@@ -121,16 +82,16 @@ def evaluate(
     Raises StageError where backbone, adapter or data are missing or damaged, or the GPU asked for isn't
     there.
     """
-    cell = Cell(config, backbone, strategy, seed, benchmark, limit)
+    exam = Exam(config, backbone, strategy, seed, benchmark, limit)
     entry = config.entry("benchmarks", benchmark)
     answer = _answer_task if entry.kind == "lm_eval" else _answer_benchmark
-    with room_to_write(cell.output.parent):
-        log, answers = answer(cell)
+    with room_to_write(exam.result.parent):
+        log, answers = answer(exam)
         log.close()
-        write_parquet(answers.records, Layout(config).records(backbone, strategy, seed, cell.name))
+        write_parquet(answers.records, exam.records)
         how = Bootstrap(config.evaluate.bootstrap_samples, config.evaluate.seed)
         result = {
-            "benchmark": cell.name,
+            "benchmark": exam.name,
             "version": str(entry.version),
             "backbone": backbone,
             "strategy": strategy,
@@ -139,26 +100,27 @@ def evaluate(
             **answers.notes,
             "provenance": provenance(parts.evaluate(config, strategy, benchmark)) | {"inputs": log.key},
         }
-        cell.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        exam.result.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         log.path.unlink()
     return result
 
 
-def _answer_benchmark(cell: Cell) -> tuple[RecordLog, Answers]:
+def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
     """A benchmark of contexts and questions, under the configuration's conditions."""
-    how, entry = cell.config.evaluate, cell.config.entry("benchmarks", cell.benchmark)
-    episodes = Layout(cell.config).data(cell.backbone, "eval")
-    benchmark = get_benchmark(cell.benchmark, entry, episodes)
-    model, tokenizer, digests = load_model(cell.config, cell.backbone, cell.strategy, cell.seed)
+    config, how = exam.config, exam.config.evaluate
+    benchmark = get_benchmark(
+        exam.benchmark, config.entry("benchmarks", exam.benchmark), Layout(config).data(exam.backbone, "eval")
+    )
+    model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
     contexts = list(benchmark.contexts())
-    if cell.limit is not None:
-        contexts = first_questions(contexts, cell.limit)
+    if exam.limit is not None:
+        contexts = first_questions(contexts, exam.limit)
     reader, encoder = reader_and_encoder(model, tokenizer, contexts[0].questions[0])
     conditions: Sequence[str] = how.conditions
     if not reader.has_memory:
-        conditions = [name for name in CONDITIONS_WITHOUT_MEMORY if name in conditions] or ["none"]
+        conditions = [name for name in conditions if not CONDITIONS[name].needs_memory] or ["none"]
     costs = []
-    strategy = cell.config.strategies.get(cell.strategy)
+    strategy = config.strategies.get(exam.strategy)
     if strategy is not None and not strategy.trained:
         conditions = ["full"]
         with reader.cost(strategy.kind) as cost:
@@ -167,29 +129,32 @@ def _answer_benchmark(cell: Cell) -> tuple[RecordLog, Answers]:
         costs.append(cost)
     digests["contexts"] = _contexts_digest(contexts)
     settings = {"dtype": str(model.dtype), "window": encoder.window, "max_new_tokens": how.max_new_tokens}
-    log = cell.log(settings, digests)
+    log = exam.log(settings, digests, console)
     if not log.costs:  # an earlier run has logged what the transform cost it
         for cost in costs:
             log.add([], cost)
-    cache_bytes = CACHE_BYTES
-    if reader.device.type == "cuda":
-        cache_bytes = int(torch.cuda.mem_get_info(reader.device)[1] * min(1.0, how.gpus) * CACHE_SHARE)
-    Engine(benchmark, contexts, reader, encoder, log, how.batch_size, how.max_new_tokens, cache_bytes, console).run(
-        conditions
-    )
+    limits = how.batch_size, how.max_new_tokens, _cache_bytes(reader.device, how.gpus)
+    Examiner(benchmark, contexts, reader, encoder, log, *limits, console).run(conditions)
     return log, Answers(log.records, benchmark.metrics, {})
 
 
-def _answer_task(cell: Cell) -> tuple[RecordLog, Answers]:
+def _cache_bytes(device: torch.device, gpus: float) -> int:
+    """Room for the keys and values of one batch of questions."""
+    if device.type != "cuda":
+        return CACHE_BYTES
+    return int(torch.cuda.mem_get_info(device)[1] * min(1.0, gpus) * CACHE_SHARE)
+
+
+def _answer_task(exam: Exam) -> tuple[RecordLog, Answers]:
     """A task of lm-evaluation-harness, which has no history and one condition, ``full``."""
     from pipelines.harness.tasks import run_lm_eval
 
-    entry = cell.config.entry("benchmarks", cell.benchmark)
-    if cell.limit is not None:
-        entry = entry.model_copy(update={"max_questions": cell.limit})
-    model, tokenizer, digests = load_model(cell.config, cell.backbone, cell.strategy, cell.seed)
-    log = cell.log({"dtype": str(model.dtype), "entry": entry.model_dump(mode="json")}, digests)
-    records, harness = run_lm_eval(model, tokenizer, entry, cell.config.evaluate.batch_size, log, console)
+    config, entry = exam.config, exam.config.entry("benchmarks", exam.benchmark)
+    if exam.limit is not None:
+        entry = entry.model_copy(update={"max_questions": exam.limit})
+    model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
+    log = exam.log({"dtype": str(model.dtype), "entry": entry.model_dump(mode="json")}, digests, console)
+    records, harness = run_lm_eval(model, tokenizer, entry, config.evaluate.batch_size, log, console)
     return log, Answers(records, entry.metrics, {"harness": harness})
 
 

@@ -14,37 +14,13 @@ holds the adapter and the place of its backbone, never the backbone's weights. W
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageError
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-# What predict() takes beside the messages, and MLflow's name for its type; what isn't given is None.
-PARAMS = {"max_new_tokens": "long", "temperature": "double", "top_p": "double", "seed": "long"}
 # Fields of a chat request that need what MLflow's server hasn't: something kept or sent between requests.
 ELSEWHERE = ("session_id", "stream", "without_memory")
-
-
-def write_model_folder(adapter: Path, backbone: Path, digest: str, target: Path) -> None:
-    """Writes to ``target`` the adapter's files and an MLmodel file naming this module and the backbone."""
-    import mlflow.pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ParamSchema, ParamSpec
-
-    target.mkdir(parents=True)
-    for name in ADAPTER_FILES:
-        shutil.copy(adapter / name, target / name)
-    # without a schema of its parameters MLflow drops them all
-    schema = ParamSchema([ParamSpec(name, kind, None) for name, kind in PARAMS.items()])
-    model = Model(signature=ModelSignature(params=schema))
-    mlflow.pyfunc.add_to_model(
-        model,
-        loader_module=__name__,
-        model_config={"backbone": str(backbone.resolve()), "backbone_digest": digest, "max_new_tokens": 512},
-    )
-    model.save(str(target / "MLmodel"))
 
 
 class ChatModel:
@@ -64,7 +40,7 @@ class ChatModel:
         Args:
             model_input: messages ``[{"role": …, "content": …}, …]``, or a request as /v1/chat/completions takes it,
                 ``{"messages": […], "max_tokens": …, …}``.
-            params: see ``PARAMS``; they go before the request's own fields.
+            params: see ``pipelines.registry.model_folder.PARAMS``; they go before the request's own fields.
 
         Returns:
             For messages the reply's text, by default the likeliest tokens; for a request a chat completion, by

@@ -8,7 +8,7 @@ from rich.console import Console
 from examples import remember
 from pipelines.benchmarks import get_benchmark
 from pipelines.config.benchmarks import FactsSettings
-from pipelines.evaluation.examiner import Engine, reader_and_encoder
+from pipelines.evaluation.examiner import Examiner, reader_and_encoder
 from pipelines.evaluation.records import RecordLog
 
 
@@ -30,7 +30,7 @@ def test_evaluation_tells_the_right_memory_from_another(loaded, tmp_path):
     contexts = list(benchmark.contexts())
     parts = reader_and_encoder(*loaded, contexts[0].questions[0])
     log = RecordLog(tmp_path / "log.jsonl", {})
-    Engine(benchmark, contexts, *parts, log, 32, 4, 2**28, Console(file=io.StringIO())).run(["state", "swapped"])
+    Examiner(benchmark, contexts, *parts, log, 32, 4, 2**28, Console(file=io.StringIO())).run(["state", "swapped"])
     right, wrong = (
         [record["exact_match"] for record in log.records if record["condition"] == condition]
         for condition in ("state", "swapped")

@@ -1,4 +1,7 @@
-"""The benchmarks: one module per benchmark, each with its loader, prompts and official scorer."""
+"""Question-answering tasks that measure what a model remembers: one module each, with loader, prompts and scorer.
+
+How fast the code is, is measured elsewhere: in the package ``benchmarks`` at the top of the project.
+"""
 
 from __future__ import annotations
 

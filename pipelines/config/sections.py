@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from pipelines.config.conditions import CONDITIONS, ConditionName
 from pipelines.config.files import read_mapping
 from pipelines.config.types import Count, GpuShare, Number, Section, unique
 
@@ -83,12 +84,9 @@ class Train(Section):
 class Evaluate(Section):
     """How adapters, baselines and the frozen backbone are evaluated."""
 
-    conditions: Annotated[
-        list[Literal["none", "state", "swapped", "full"]], Field(min_length=1), AfterValidator(unique)
-    ] = Field(
-        ["none", "state", "swapped", "full"],
-        description="what prompt and memory hold: the question alone; with the right memory; with another "
-        "document's; or the document in the prompt",
+    conditions: Annotated[list[ConditionName], Field(min_length=1), AfterValidator(unique)] = Field(
+        list(CONDITIONS),
+        description="; ".join(f"{name}: {told.prompt}, memory {told.memory}" for name, told in CONDITIONS.items()),
     )
     batch_size: Count = Field(8, description="questions answered side by side, at most")
     max_new_tokens: Count | None = Field(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ from deltamem.backbone.facts import end_ids, window
 from deltamem.chat.messages import EncodedMessages
 from deltamem.model import backbone_of, segment_of
 from pipelines.benchmarks.base import Benchmark, Context, Question
+from pipelines.config.conditions import CONDITIONS
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.prompts import FullPrompts, PromptEncoder
 from pipelines.evaluation.records import Record, RecordLog
@@ -48,7 +49,7 @@ class Task(NamedTuple):
     left_out: int = 0
 
 
-class Engine:
+class Examiner:
     """One model on the contexts of one benchmark.
 
     Args:
@@ -84,35 +85,34 @@ class Engine:
         Raises:
             StageError: ``swapped`` has no other document to swap with, or a question doesn't fit the window.
         """
-        own = {context.context_id: context.context_id for context in self.contexts if context.history}
-        # whose history each context's memory is written from
         written_from = {
-            "state": own,
-            "swapped": swap_partners(self.contexts) if "swapped" in conditions else {},
+            name: self._sources(CONDITIONS[name].written_from) for name in conditions if CONDITIONS[name].needs_memory
         }
         waiting = {
-            condition: [
+            name: [
                 (context, questions)
                 for context in self.contexts
-                if context.context_id in written_from.get(condition, own) or condition in ("none", "full")
-                if (questions := self._unasked(condition, context))
+                if name not in written_from or context.context_id in written_from[name]
+                if (questions := self._unasked(name, context))
             ]
-            for condition in conditions
+            for name in conditions
         }
-        needed = {
-            sources[context.context_id]
-            for condition, sources in written_from.items()
-            for context, _ in waiting.get(condition, [])
-        }
+        needed = {sources[context.context_id] for name, sources in written_from.items() for context, _ in waiting[name]}
         total = sum(len(questions) for asked in waiting.values() for _, questions in asked)
         with Meter(total, self.console) as self.meter:
             memory, row_of = self._write_memories([c for c in self.contexts if c.context_id in needed])
-            for condition, asked in waiting.items():
-                self.meter.step(condition)
-                if condition == "full":
+            for name, asked in waiting.items():
+                self.meter.step(name)
+                if CONDITIONS[name].history_in_prompt:
                     self._ask_full(asked)
                 else:
-                    self._ask_alone(condition, asked, written_from.get(condition), memory, row_of)
+                    self._ask_alone(name, asked, written_from.get(name), memory, row_of)
+
+    def _sources(self, whose: Literal["own", "other"]) -> dict[str, str]:
+        """The context whose history each context's memory is written from; those without a history are left out."""
+        if whose == "other":
+            return swap_partners(self.contexts)
+        return {context.context_id: context.context_id for context in self.contexts if context.history}
 
     def _unasked(self, condition: str, context: Context) -> list[Question]:
         return [q for q in context.questions if not self.log.has(condition, q.question_id)]

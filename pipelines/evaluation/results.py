@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.evaluation.effects import effects
 from pipelines.evaluation.records import Record
-from pipelines.evaluation.statistics import Bootstrap, Estimate, mean, paired_difference, recovery, verdict
+from pipelines.evaluation.statistics import Bootstrap, Estimate, mean
 
 NLL = "nll"
 """Mean negative log-likelihood per answer token: the one score of which less is better."""
@@ -49,7 +50,7 @@ def summarise(
         numbers["categories"] = {
             category: condition_means(scores.of_category(category), metrics, how) for category in categories
         }
-    numbers["effects"] = effects(scores, metrics, how)
+    numbers["effects"] = named_effects(scores, metrics, how)
     full = scores.records[scores.records["condition"] == "full"]
     numbers["prompts"] = {"full": len(full), "shortened_to_the_window": int((full["left_out"] > 0).sum())}
     numbers["cost"] = total_cost(costs)
@@ -66,22 +67,14 @@ def condition_means(scores: Scores, metrics: Sequence[str], how: Bootstrap) -> d
     }
 
 
-def effects(scores: Scores, metrics: Sequence[str], how: Bootstrap) -> dict[str, dict[str, Any]]:
-    """The headline numbers, positive where memory helps, for the NLL and every metric.
-
-    memory_effect_METRIC: state − swapped over the same questions, with a verdict; what it matters that the
-    memory is of the right document. context_recovery_METRIC: (state − none) / (full − none).
-    """
+def named_effects(scores: Scores, metrics: Sequence[str], how: Bootstrap) -> dict[str, dict[str, Any]]:
+    """{EFFECT_METRIC: estimate} of the NLL and every metric; see :mod:`pipelines.evaluation.effects`."""
     found: dict[str, dict[str, Any]] = {}
     for metric in (NLL, *metrics):
         gains = scores.gains(metric)
-        clusters = scores.clusters(gains.index)
-        if {"state", "swapped"} <= set(gains):
-            effect = paired_difference(gains["state"], gains["swapped"], clusters, how)
-            found[f"memory_effect_{metric}"] = effect.to_dict() | {"verdict": verdict(effect)}
-        if {"none", "state", "full"} <= set(gains):
-            share = recovery(gains["none"], gains["state"], gains["full"], clusters, how)
-            found[f"context_recovery_{metric}"] = share.to_dict()
+        columns = {metric: {name: column.to_numpy() for name, column in gains.items()}}
+        for effect, _, estimate, judged in effects(columns, scores.clusters(gains.index), how):
+            found[f"{effect}_{metric}"] = estimate.to_dict() | ({"verdict": judged} if judged else {})
     return found
 
 

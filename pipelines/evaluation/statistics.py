@@ -6,7 +6,8 @@ questions. Intervals are the 2.5th and 97.5th percentiles over resamples (Efron 
 for every question.
 
 A resample is how often it has each cluster, so that all resamples of many scores are one matrix product:
-thousands of intervals take seconds.
+thousands of intervals take seconds. It is written out here because scipy's ``bootstrap`` resamples single values: it
+has neither clusters nor ratios of sums over them.
 """
 
 from __future__ import annotations
@@ -74,7 +75,14 @@ def means(values: NDArray[np.float64], clusters: Sequence[str], how: Bootstrap) 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[str], how: Bootstrap) -> Estimate:
     """Mean of a − b over the same questions, [n] each; a question without one of them is left out."""
-    return mean(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), clusters, how)
+    return paired_differences(_column(a), _column(b), clusters, how)[0]
+
+
+def paired_differences(
+    a: NDArray[np.float64], b: NDArray[np.float64], clusters: Sequence[str], how: Bootstrap
+) -> list[Estimate]:
+    """:func:`paired_difference` of every column of [n, K]."""
+    return means(a - b, clusters, how)
 
 
 def recovery(none: ArrayLike, state: ArrayLike, full: ArrayLike, clusters: Sequence[str], how: Bootstrap) -> Estimate:

@@ -15,9 +15,12 @@ import pandas as pd  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
+from pipelines.config.conditions import CONDITIONS  # noqa: E402
+
 INK = "#1d2733"
 """Of text and lines; the page replaces it where its background is dark."""
-COLOURS = {"none": "#8b95a5", "state": "#3b7dd8", "swapped": "#e08a2e", "full": "#3f9e6e"}
+COLOURS = dict(zip(CONDITIONS, ("#8b95a5", "#3b7dd8", "#e08a2e", "#3f9e6e"), strict=True))
+"""Of the conditions."""
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from pipelines.config import FROZEN
+from pipelines.config.conditions import CONDITIONS
 from pipelines.reporting.gather import Results
-from pipelines.reporting.scores import CONDITIONS
-from pipelines.reporting.tables import NOTHING, Cell, Row, Table
+from pipelines.reporting.tables import NOTHING, Row, Table, TableCell
 
 WRITE = "write"
 _GIB = 2**30
@@ -36,15 +36,15 @@ def cost_tables(results: Results, backbone: str) -> Iterator[Table]:
     every = rates(results, backbone)
     for benchmark, found in every.groupby("benchmark", sort=False):
         parts = list(dict.fromkeys(found["part"]))
-        parts = sorted(parts, key=lambda part: CONDITIONS.index(part) if part in CONDITIONS else -1)
+        timed = [name for name in CONDITIONS if name in parts]
+        parts = [*(part for part in parts if part not in CONDITIONS), *timed]
         by_place = {(row["method"], row["part"]): row for row in found.to_dict("records")}
-        timed = [part for part in parts if part in CONDITIONS]
         rows = []
         for method in (name for name in results.methods.names if name in set(found["method"])):
             cells = [_cell(by_place.get((method, part)), "seconds_per_question") for part in parts]
             cells += [_cell(by_place.get((method, part)), "tokens_per_second") for part in timed]
             peak = found[found["method"] == method]["gib"].max()
-            rows.append(Row(method, [*cells, Cell(f"{peak:.2f}")], "frozen" * (method == FROZEN)))
+            rows.append(Row(method, [*cells, TableCell(f"{peak:.2f}")], "frozen" * (method == FROZEN)))
         groups = [("seconds per question", parts), ("tokens per second", timed), ("memory", ["GiB"])]
         yield Table(f"{benchmark} on {backbone}", "method", groups, rows, folded=True, about="Cost")
 
@@ -55,15 +55,15 @@ def training_table(results: Results) -> Table | None:
     for (backbone, strategy, seed), record in results.training.items():
         seconds, peak = record["wall_seconds"], record["peak_memory_bytes"] / _GIB
         cells = [
-            Cell(strategy),
-            Cell(str(seed)),
-            Cell(str(record["metrics"]["step"])),
-            Cell(f"{seconds:.0f}"),
+            TableCell(strategy),
+            TableCell(str(seed)),
+            TableCell(str(record["metrics"]["step"])),
+            TableCell(f"{seconds:.0f}"),
         ]
-        rows.append(Row(backbone, [*cells, Cell(f"{peak:.2f}")]))
+        rows.append(Row(backbone, [*cells, TableCell(f"{peak:.2f}")]))
     columns = ["method", "seed", "steps", "seconds", "peak GiB"]
     return Table("Training", "backbone", [("", columns)], rows, folded=True, about="Cost") if rows else None
 
 
-def _cell(row: dict | None, name: str) -> Cell:
-    return NOTHING if row is None or pd.isna(row[name]) else Cell(f"{row[name]:.3g}")
+def _cell(row: dict | None, name: str) -> TableCell:
+    return NOTHING if row is None or pd.isna(row[name]) else TableCell(f"{row[name]:.3g}")

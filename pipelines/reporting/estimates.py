@@ -15,15 +15,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.config import FROZEN
+from pipelines.evaluation.effects import EFFECTS, effects
 from pipelines.evaluation.results import NLL
-from pipelines.evaluation.statistics import Bootstrap, Estimate, means, recoveries, verdict
+from pipelines.evaluation.statistics import Bootstrap, Estimate, means, verdict
 from pipelines.reporting.methods import Methods
 from pipelines.reporting.scores import BenchmarkScores
 
 COLUMNS = ["backbone", "benchmark", "method", "seeds", "kind", "name", "against", "category", "metric", "value",
            "low", "high", "n", "clusters", "seed_low", "seed_high", "verdict", "note"]  # fmt: skip
 _NUMBERS = ("value", "low", "high", "seed_low", "seed_high")
-EFFECTS = ("memory_effect", "context_recovery")
 
 
 class Comparison(NamedTuple):
@@ -63,58 +63,49 @@ def estimate(scores: BenchmarkScores, methods: Methods, how: Bootstrap) -> pd.Da
     some of the questions), "effect" (name: one of EFFECTS) and "comparison" (name and ``against``: see
     :func:`comparisons`). Differences are gains: positive is better for every metric.
     """
-    columns: list[tuple[dict[str, Any], NDArray[np.float64], int]] = []
+    columns = [*_conditions(scores), *_comparisons(scores, methods)]
+    found = means(np.stack([values for _, values in columns], axis=1), scores.clusters, how)
+    rows = [
+        _row(scores, row, value, verdict(value) if row["kind"] == "comparison" else "")
+        for (row, _), value in zip(columns, found, strict=True)
+    ]
+    numbers = pd.DataFrame([*rows, *_effects(scores, how)], columns=COLUMNS)
+    return numbers.astype(dict.fromkeys(_NUMBERS, float))
+
+
+def _conditions(scores: BenchmarkScores) -> Iterator[tuple[dict[str, Any], NDArray[np.float64]]]:
+    """Every score by condition, over all questions and by category: what its row says, and [questions]."""
     for (method, condition, metric), gains in scores.gains.items():
         sign = -1 if metric == NLL else 1
-        spread = _spread(sign * mean for mean in scores.means[method, condition, metric])
         row = {"method": method, "name": condition, "metric": metric}
-        columns.append((row | {"kind": "condition"} | spread, sign * gains, 0))
+        spread = _spread(sign * mean for mean in scores.means[method, condition, metric])
+        yield row | {"kind": "condition"} | spread, sign * gains
         for category, inside in scores.in_categories():
-            some = np.where(inside, sign * gains, np.nan)
-            columns.append((row | {"kind": "category", "category": category}, some, 0))
+            yield row | {"kind": "category", "category": category}, np.where(inside, sign * gains, np.nan)
+
+
+def _comparisons(scores: BenchmarkScores, methods: Methods) -> Iterator[tuple[dict[str, Any], NDArray[np.float64]]]:
+    """What is compared, likewise: [questions] differences."""
     for metric in scores.metrics:
-        for method in scores.methods:
-            gains = scores.difference((method, "state"), (method, "swapped"), metric)
-            if gains is not None:
-                both = zip(*(scores.means[method, name, metric] for name in ("state", "swapped")), strict=True)
-                row = {"method": method, "kind": "effect", "name": "memory_effect", "metric": metric}
-                columns.append((row | _spread(state - swapped for state, swapped in both), gains, 1))
         for name, ours, theirs in comparisons(methods, scores):
             gains = scores.difference(ours, theirs, metric)
             if gains is not None:
                 row = {"method": ours[0], "kind": "comparison", "name": name, "metric": metric}
-                columns.append((row | {"against": theirs[0]}, gains, 1))
-    found = means(np.stack([values for _, values, _ in columns], axis=1), scores.clusters, how)
-    rows = [
-        _row(scores, row, value, verdict(value) if judged else "")
-        for (row, _, judged), value in zip(columns, found, strict=True)
-    ]
-    numbers = pd.DataFrame([*rows, *_recoveries(scores, how)], columns=COLUMNS)
-    return numbers.astype(dict.fromkeys(_NUMBERS, float))
+                yield row | {"against": theirs[0]}, gains
 
 
-def _recoveries(scores: BenchmarkScores, how: Bootstrap) -> list[dict[str, Any]]:
-    known = [
-        (method, metric)
+def _effects(scores: BenchmarkScores, how: Bootstrap) -> Iterator[dict[str, Any]]:
+    by_metric = {
+        (metric, method): {name: scores.gains[method, name, metric] for name in scores.conditions_of(method, metric)}
         for metric in scores.metrics
         for method in scores.methods
-        if all((method, condition, metric) in scores.gains for condition in ("none", "state", "full"))
-    ]
-    if not known:
-        return []
-    none, state, full = (
-        np.stack([scores.gains[method, condition, metric] for method, metric in known], axis=1)
-        for condition in ("none", "state", "full")
-    )
-    return [
-        _row(
-            scores,
-            {"method": method, "kind": "effect", "name": "context_recovery", "metric": metric},
-            value,
-            "",
-        )
-        for (method, metric), value in zip(known, recoveries(none, state, full, scores.clusters, how), strict=True)
-    ]
+    }
+    for name, (metric, method), value, judged in effects(by_metric, scores.clusters, how):
+        row = {"method": method, "kind": "effect", "name": name, "metric": metric}
+        if EFFECTS[name].is_difference:
+            of_seeds = (scores.means[method, condition, metric] for condition in EFFECTS[name].needs)
+            row |= _spread(ours - theirs for ours, theirs in zip(*of_seeds, strict=True))
+        yield _row(scores, row, value, judged)
 
 
 def _row(scores: BenchmarkScores, row: dict[str, Any], value: Estimate, judged: str) -> dict[str, Any]:

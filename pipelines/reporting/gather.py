@@ -21,7 +21,7 @@ from pipelines.run import parts
 from pipelines.run.layout import Layout
 from pipelines.run.status import Job, jobs
 
-Cell = tuple[str, str, int]
+CellKey = tuple[str, str, int]
 """Backbone, strategy, seed."""
 
 
@@ -47,11 +47,11 @@ class Results:
     costs: pd.DataFrame
     shortened: dict[tuple[str, str], float]
     samples: list[Sample]
-    curves: dict[Cell, pd.DataFrame]
+    curves: dict[CellKey, pd.DataFrame]
     backbones: dict[str, dict[str, Any]]
     episodes: dict[str, dict[str, Any]]
-    training: dict[Cell, dict[str, Any]]
-    registered: dict[Cell, dict[str, Any]]
+    training: dict[CellKey, dict[str, Any]]
+    registered: dict[CellKey, dict[str, Any]]
     champions: dict[str, dict[str, Any]]
     unfinished: list[Job]
 
@@ -123,7 +123,7 @@ COST_COLUMNS = [
 ]
 
 
-def _costs(cell: Cell, benchmark: str, result: dict[str, Any]) -> list[dict[str, Any]]:
+def _costs(cell: CellKey, benchmark: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each condition and each other part of the work, such as "write"; questions: of the condition,
     or of the whole evaluation."""
     asked = {name: max(e["n"] for e in metrics.values()) for name, metrics in result["conditions"].items()}
@@ -142,9 +142,9 @@ def _metrics(result: dict[str, Any]) -> list[str]:
     return sorted(names, key=lambda metric: metric == NLL)
 
 
-def _evaluated(config: Config, methods: Methods, done: set) -> dict[tuple[str, str], list[Cell]]:
+def _evaluated(config: Config, methods: Methods, done: set) -> dict[tuple[str, str], list[CellKey]]:
     """Finished evaluations by backbone and benchmark, in the order of methods."""
-    found: dict[tuple[str, str], list[Cell]] = {}
+    found: dict[tuple[str, str], list[CellKey]] = {}
     ordered = sorted(parts.evaluations(config), key=lambda cell: methods.names.index(cell[1]))
     for backbone in config.backbones:
         for benchmark in config.benchmarks:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipelines.config import Config
+from pipelines.config.conditions import CONDITIONS
 from pipelines.registry.store import tracking_uri
 from pipelines.reporting.charts import INK
 from pipelines.reporting.costs import cost_tables, training_table
@@ -20,17 +21,6 @@ from pipelines.reporting.results_tables import benchmark_tables, overview
 from pipelines.reporting.tables import Table
 from pipelines.run import parts
 from pipelines.run.provenance import provenance
-
-CONDITIONS = {
-    "none": ("question", "empty", "What the model says from the question alone."),
-    "state": ("question", "written from the right history", "What it says with its memory of the history."),
-    "swapped": (
-        "question",
-        "written from another question's history",
-        "The control: whatever this gains over none is adaptation to the task, not memory.",
-    ),
-    "full": ("history + question", "written from the history as it is read", "The paper's setting."),
-}
 
 DARK_INK = "#dfe5ec"
 

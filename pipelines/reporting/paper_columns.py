@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipelines.config import FROZEN, Config
 from pipelines.reporting.gather import Results
-from pipelines.reporting.tables import NOTHING, Cell, number
+from pipelines.reporting.tables import NOTHING, TableCell, number
 
 FINAL = ("ifeval", "hotpotqa_em", "gpqa", "mab", "locomo")
 """The columns whose mean the paper calls Final."""
@@ -36,14 +36,14 @@ class OurColumns:
         self._config, self._results, self.backbone, self._headings = config, results, backbone, headings
         self._numbers = results.numbers[results.numbers["backbone"] == backbone]
 
-    def cell(self, column: str, method: str | None, condition: str = "full") -> Cell:
+    def cell(self, column: str, method: str | None, condition: str = "full") -> TableCell:
         """A number with its interval; means over several numbers have none. A dash where we have nothing."""
         if method is None:
             return NOTHING
         if column in _BENCHMARKS:
             row = self._row(column, method, condition)
             if row is None and self._is_frozens(column, method):
-                return Cell(AS_FROZEN)
+                return TableCell(AS_FROZEN)
             return NOTHING if row is None else number(row, 100, 2)
         if column == "mean":
             return _mean([self.value(name, method, condition) for name in ("hotpotqa_em", "locomo")])
@@ -67,13 +67,13 @@ class OurColumns:
         rows = self._numbers[self._numbers["benchmark"].isin(self._named(column))]
         return None if rows.empty else int(rows["n"].max())
 
-    def _final(self, method: str, condition: str) -> Cell:
+    def _final(self, method: str, condition: str) -> TableCell:
         values = {column: self.value(column, method, condition) for column in FINAL}
         missing = [column for column, value in values.items() if value is None]
         if missing == list(FINAL):
             return NOTHING
         if missing:
-            return Cell(note=f"no {', '.join(self._headings[column] for column in missing)}")
+            return TableCell(note=f"no {', '.join(self._headings[column] for column in missing)}")
         return _mean(list(values.values()))
 
     def _is_frozens(self, column: str, method: str) -> bool:
@@ -114,6 +114,6 @@ def _average(values: list[float | None]) -> float | None:
     return None if not values or None in values else sum(values) / len(values)
 
 
-def _mean(values: list[float | None]) -> Cell:
+def _mean(values: list[float | None]) -> TableCell:
     value = _average(values)
-    return NOTHING if value is None else Cell(f"{value:.2f}")
+    return NOTHING if value is None else TableCell(f"{value:.2f}")

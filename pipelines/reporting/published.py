@@ -12,7 +12,7 @@ import yaml
 from pipelines.config import FROZEN, Config
 from pipelines.reporting.gather import Results
 from pipelines.reporting.paper_columns import OurColumns
-from pipelines.reporting.tables import NOTHING, Cell, Row, Table
+from pipelines.reporting.tables import NOTHING, Row, Table, TableCell
 
 MAIN = "The paper's table"
 MEAN = "mean"
@@ -105,10 +105,10 @@ class SideBySide:
         return Table(title, corner, groups, shown, list(notes), folded=not blocks and title != MAIN)
 
 
-def _published(value: float | str | None) -> Cell:
+def _published(value: float | str | None) -> TableCell:
     if value is None:
         return NOTHING
-    return Cell(value) if isinstance(value, str) else Cell(f"{value:.2f}")
+    return TableCell(value) if isinstance(value, str) else TableCell(f"{value:.2f}")
 
 
 def _with_size(heading: str, questions: int | None) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from pipelines.config import FROZEN
+from pipelines.config.conditions import CONDITIONS
+from pipelines.evaluation.effects import EFFECTS
 from pipelines.evaluation.results import NLL
-from pipelines.reporting.estimates import EFFECTS
 from pipelines.reporting.gather import Results
-from pipelines.reporting.scores import CONDITIONS
-from pipelines.reporting.tables import NOTHING, Cell, Row, Table, fill, heading, number
+from pipelines.reporting.tables import NOTHING, Row, Table, TableCell, fill, heading, number
 
 QUESTIONS = {
     "full_vs_frozen": "full: against the frozen backbone",
@@ -104,7 +104,7 @@ def _pairs(results: Results, numbers: pd.DataFrame, metric: str) -> Iterator[Tab
     """Method against method, one table per condition; what is below the diagonal mirrors what is above."""
     for condition in ("full", "state"):
         chosen = _chosen(numbers, kind="comparison", name=f"{condition}_pair", metric=metric)
-        found: dict[tuple[str, str], Cell] = {}
+        found: dict[tuple[str, str], TableCell] = {}
         for row in chosen.to_dict("records"):
             found[row["method"], row["against"]] = number(row)
             found[row["against"], row["method"]] = number(_mirrored(row))
@@ -130,7 +130,9 @@ def _categories(results: Results, numbers: pd.DataFrame, metric: str) -> Iterato
         yield Table(title, "method", groups, rows, [note])
 
 
-def _rows(results: Results, filled: list[tuple[str, list[Cell]]], seeds: Mapping[str, str] | None = None) -> list[Row]:
+def _rows(
+    results: Results, filled: list[tuple[str, list[TableCell]]], seeds: Mapping[str, str] | None = None
+) -> list[Row]:
     def remark(name: str) -> str:
         known = (seeds or {}).get(name, "").split()
         if name not in results.methods.trained or not known:

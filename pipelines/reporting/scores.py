@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.config.conditions import CONDITIONS
 from pipelines.errors import StageError
 from pipelines.evaluation.results import NLL, Scores
-
-CONDITIONS = ("none", "state", "swapped", "full")
 
 Key = tuple[str, str, str]
 """Method, condition, metric."""
@@ -79,6 +78,10 @@ class BenchmarkScores:
     @property
     def headline(self) -> str:
         return self.metrics[0]
+
+    def conditions_of(self, method: str, metric: str) -> list[str]:
+        """The conditions under which a method has this score."""
+        return [condition for condition in self.conditions if (method, condition, metric) in self.gains]
 
     def difference(self, ours: tuple[str, str], theirs: tuple[str, str], metric: str) -> NDArray | None:
         """[questions] gain of (method, condition) over another, None where one of them is missing."""

@@ -18,7 +18,7 @@ HEADINGS = {
 }
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """What a table shows in one place: a number, its interval, the seeds' range, a verdict, a remark."""
 
     text: str = "–"
@@ -32,14 +32,14 @@ class Cell(NamedTuple):
         return " ".join(part for part in (self.text, self.interval, self.seeds, self.verdict, self.note) if part)
 
 
-NOTHING = Cell()
+NOTHING = TableCell()
 
 
 class Row(NamedTuple):
     """``kind`` "frozen" marks the row of the frozen backbone; ``remark`` stands below the label."""
 
     label: str
-    cells: list[Cell]
+    cells: list[TableCell]
     kind: str = ""
     remark: str = ""
 
@@ -63,10 +63,10 @@ class Table:
     about: str = ""
 
 
-def number(estimate: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> Cell:
+def number(estimate: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> TableCell:
     """An estimate of ``Results.numbers`` as a cell."""
     if pd.isna(estimate["value"]):
-        return Cell("undefined", note=estimate["note"])
+        return TableCell("undefined", note=estimate["note"])
 
     def shown(name: str) -> str:
         # adding 0 makes a rounded −0 a 0
@@ -74,7 +74,7 @@ def number(estimate: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> 
 
     bounded = not pd.isna(estimate["low"])
     several = not pd.isna(estimate["seed_low"])
-    return Cell(
+    return TableCell(
         shown("value"),
         f"[{shown('low')}, {shown('high')}]" if bounded else "",
         f"seeds {shown('seed_low')} to {shown('seed_high')}" if several else "",
@@ -88,7 +88,7 @@ def fill(
     rows: Sequence[str],
     columns: Sequence[Any],
     key: Callable[[Mapping[str, Any]], Any],
-) -> list[tuple[str, list[Cell]]]:
+) -> list[tuple[str, list[TableCell]]]:
     """Cells of each method of ``rows`` under ``columns``, into which ``key`` sorts the estimates; rows without
     any are left out."""
     found = {(row["method"], key(row)): number(row) for row in numbers.to_dict("records")}

@@ -88,12 +88,12 @@ def test_the_frozen_backbone_needs_no_adapter(config):
 
 
 def test_an_interrupted_job_goes_on(config, monkeypatch):
-    class Interrupted(stage.Engine):
+    class Interrupted(stage.Examiner):
         def _ask_full(self, asked):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "Engine", Interrupted)
+        patch.setattr(stage, "Examiner", Interrupted)
         evaluate(config, *CELL, "qasper")
     layout = Layout(config)
     assert not layout.evaluation(*CELL, "qasper").exists()
@@ -101,14 +101,14 @@ def test_an_interrupted_job_goes_on(config, monkeypatch):
     kept = unfinished.read_text()
     batches = kept.count('"prediction"')
 
-    class Counting(stage.Engine):
+    class Counting(stage.Examiner):
         asked = 0
 
         def _record(self, *arguments):
             Counting.asked += 1
             return super()._record(*arguments)
 
-    monkeypatch.setattr(stage, "Engine", Counting)
+    monkeypatch.setattr(stage, "Examiner", Counting)
     result = evaluate(config, *CELL, "qasper")
     questions = result["conditions"]["full"]["nll"]["n"]
     assert (batches, Counting.asked) == (3 * questions, questions)

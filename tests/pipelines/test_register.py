@@ -15,8 +15,8 @@ from sqlalchemy import Engine, event
 
 from pipelines.backbones.prepared import load_backbone
 from pipelines.errors import StageError
-from pipelines.pyfunc import ADAPTER_FILES
-from pipelines.register import choose_champion, register_cell
+from pipelines.registry.model_folder import ADAPTER_FILES
+from pipelines.registry.registration import choose_champion, register_cell
 from pipelines.registry.store import tracking_uri
 from pipelines.strategies.lora import load_lora
 

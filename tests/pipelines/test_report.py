@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pipelines.errors import StageError
-from pipelines.register import choose_champion, register_cell
+from pipelines.registry.registration import choose_champion, register_cell
 from pipelines.report import write_report
 from pipelines.reporting.gather import gather
 from pipelines.reporting.plots import DECLARED, write_plots

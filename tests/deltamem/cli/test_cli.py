@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from deltamem import ChatSession, DeltaMemModel
 from deltamem.cli import app, main
-from pipelines.pyfunc import write_model_folder
+from pipelines.registry.model_folder import write_model_folder
 from tests.tiny_models import make_chat_model
 
 

@@ -20,7 +20,7 @@ from deltamem import ChatSession, DeltaMemError
 from deltamem.cli import main
 from deltamem.cli.loading import load
 from pipelines.errors import StageError
-from pipelines.pyfunc import write_model_folder
+from pipelines.registry.model_folder import write_model_folder
 from tests.tiny_models import make_chat_model
 
 DIALOGUE = [

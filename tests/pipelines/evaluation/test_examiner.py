@@ -9,7 +9,7 @@ from deltamem.chat.format import encode_messages
 from pipelines.backbones.random_weights import byte_tokenizer
 from pipelines.benchmarks.base import Context, Question, prompt_messages
 from pipelines.errors import StageError
-from pipelines.evaluation.examiner import Engine
+from pipelines.evaluation.examiner import Examiner
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.prompts import PromptEncoder
 from pipelines.evaluation.records import RecordLog
@@ -96,7 +96,8 @@ def evaluate(tokenizer, tmp_path):
         reader = options.pop("reader", None) or Reader(model, [tokenizer.eos_token_id], tokenizer.pad_token_id)
         log = RecordLog(options.pop("path", tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"), {"key": 1})
         limit, room = options.pop("max_new_tokens", None), options.pop("cache_bytes", COPIED)
-        Engine(benchmark, contexts, reader, encoder, log, batch_size, limit, room, Console(quiet=True)).run(conditions)
+        examiner = Examiner(benchmark, contexts, reader, encoder, log, batch_size, limit, room, Console(quiet=True))
+        examiner.run(conditions)
         log.close()
         return {(r["condition"], r["question_id"]): r for r in log.records}
 

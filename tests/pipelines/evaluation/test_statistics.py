@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.evaluation.results import Scores, condition_means, effects, total_cost
+from pipelines.evaluation.results import Scores, condition_means, named_effects, total_cost
 from pipelines.evaluation.statistics import (
     Bootstrap,
     Estimate,
@@ -173,14 +173,14 @@ def records(**by_condition):
 
 def test_effects_are_positive_where_memory_helps():
     scores = Scores(records(none=(5, 0.1), state=(4, 0.3), swapped=(4.5, 0.25), full=(3, 0.5)))
-    found = effects(scores, ["f1"], QUICK)
+    found = named_effects(scores, ["f1"], QUICK)
     assert found["memory_effect_nll"]["value"] == pytest.approx(0.5)
     assert found["memory_effect_f1"]["value"] == pytest.approx(0.05)
     assert found["memory_effect_f1"]["n"] == 19
     assert found["memory_effect_nll"]["verdict"] == "better"
     assert found["context_recovery_nll"]["value"] == pytest.approx(0.5)
     assert found["context_recovery_f1"]["value"] == pytest.approx(0.5)
-    harmed = effects(Scores(records(state=(4.5, 0.2), swapped=(4, 0.3))), ["f1"], QUICK)
+    harmed = named_effects(Scores(records(state=(4.5, 0.2), swapped=(4, 0.3))), ["f1"], QUICK)
     assert harmed["memory_effect_nll"]["verdict"] == harmed["memory_effect_f1"]["verdict"] == "worse"
     assert set(harmed) == {"memory_effect_nll", "memory_effect_f1"}
 

@@ -50,12 +50,12 @@ def test_they_are_evaluated_like_the_strategies(tmp_path, tiny_backbone, monkeyp
     assert harness["conditions"]["full"]["prompt_level_strict_acc"]["n"] == 1
     assert {"memory_bank", "full"} == set(results["bank"]["cost"]["parts"])
 
-    class Interrupted(stage.Engine):
+    class Interrupted(stage.Examiner):
         def run(self, conditions):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "Engine", Interrupted)
+        patch.setattr(stage, "Examiner", Interrupted)
         evaluate(config, "tiny-random", "bank", 0, "qasper", limit=2)
     resumed = evaluate(config, "tiny-random", "bank", 0, "qasper", limit=2)
     assert resumed["cost"]["tokens"] == results["bank"]["cost"]["tokens"], "summarising anew isn't counted twice"

@@ -1,0 +1,56 @@
+"""The conditions under which questions are asked: the one table that configuration, evaluation and report go by.
+
+What each is for is told in ``pipelines.evaluation``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+ConditionName = Literal["none", "state", "swapped", "full"]
+
+
+class Condition(NamedTuple):
+    """What a question finds when it is asked.
+
+    Attributes:
+        prompt, memory, words: what the prompt and the memory hold, and what the answer tells, as the report words it.
+        history_in_prompt: whether the history stands before the question, and is written as it is read.
+        written_from: whose history the memory is written from before the question: that of the question's own
+            context or of another; None: the memory is empty.
+    """
+
+    prompt: str
+    memory: str
+    words: str
+    history_in_prompt: bool = False
+    written_from: Literal["own", "other"] | None = None
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether a model without a memory can't be asked under it."""
+        return self.written_from is not None
+
+
+CONDITIONS: dict[ConditionName, Condition] = {
+    "none": Condition("question", "empty", "What the model says from the question alone."),
+    "state": Condition(
+        "question",
+        "written from the right history",
+        "What it says with its memory of the history.",
+        written_from="own",
+    ),
+    "swapped": Condition(
+        "question",
+        "written from another question's history",
+        "The control: whatever this gains over none is adaptation to the task, not memory.",
+        written_from="other",
+    ),
+    "full": Condition(
+        "history + question",
+        "written from the history as it is read",
+        "The paper's setting.",
+        history_in_prompt=True,
+    ),
+}
+"""By name, in the order in which they are shown."""

@@ -1,0 +1,112 @@
+"""A trained and evaluated cell as its files tell it: all that its run in MLflow is made of."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Config, config_hash
+from pipelines.run import parts
+from pipelines.run.files import _read
+from pipelines.run.layout import Layout
+
+
+@dataclass(frozen=True)
+class TrainedCell:
+    """One backbone × strategy × seed with its records.
+
+    Attributes:
+        training: the training's record.
+        evaluations: {benchmark: result}, all of the configuration's.
+        tags: by which its run and its versions are found and told apart.
+    """
+
+    config: Config
+    backbone: str
+    strategy: str
+    seed: int
+    training: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+    tags: dict[str, str]
+
+    @classmethod
+    def read(cls, config: Config, backbone: str, strategy: str, seed: int) -> TrainedCell:
+        """Raises StageError when the cell isn't trained and evaluated."""
+        layout, key = Layout(config), (backbone, strategy, seed)
+        training = _read(layout.training_record(*key), "train")
+        evaluations = {name: _read(layout.evaluation(*key, name), "evaluate") for name in config.benchmarks}
+        return cls(config, *key, training, evaluations, _tags(config, key, training))
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.backbone, self.strategy, self.seed
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.config)
+
+    @property
+    def kind(self) -> str:
+        return self.config.strategies[self.strategy].kind
+
+    @property
+    def adapter(self) -> Path:
+        return self.layout.adapter(*self.key)
+
+    @property
+    def model_name(self) -> str:
+        """Of the registered model whose versions are this cell's adapter and its other seeds'."""
+        return f"deltamem-{self.backbone}-{self.strategy}"
+
+    def parameters(self) -> dict[str, str]:
+        """The settings of its training."""
+        part = parts.train(self.config, *self.key)
+        adapter = dict(part["strategy"])
+        adapter |= adapter.pop("adapter", {})  # δ-mem's fields stand in a mapping of their own
+        settings = {"seed": self.seed, **part["train"], **{f"adapter.{key}": value for key, value in adapter.items()}}
+        return {key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in settings.items()}
+
+    def training_metrics(self) -> dict[str, float]:
+        """What the training ended with."""
+        cost = {name: self.training[name] for name in ("wall_seconds", "peak_memory_bytes")}
+        return {f"train/{name}": value for name, value in (self.training["metrics"] | cost).items()}
+
+    def curve(self) -> Iterator[tuple[int, str, float]]:
+        """(step, metric, value) of the training curve."""
+        with self.layout.curve(*self.key).open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step"))
+                yield from ((step, f"curve/{name}", float(value)) for name, value in row.items() if value)
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 (hex) over the adapter's configuration and weights."""
+    digest = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _tags(config: Config, key: tuple[str, str, int], training: dict[str, Any]) -> dict[str, str]:
+    layout, (backbone, strategy, seed) = Layout(config), key
+    frozen = _read(layout.backbone_record(backbone), "backbone")
+    episodes = _read(layout.data_manifest(backbone, "train"), "preprocess")
+    code = training["provenance"]["code"]
+    tags = {
+        "config": config.name,
+        "backbone": backbone,
+        "backbone_revision": frozen["revision"],
+        "backbone_digest": frozen["digest"],
+        "strategy": strategy,
+        "seed": seed,
+        "data_digest": config_hash(episodes["shards"]),
+        "adapter_digest": adapter_digest(layout.adapter(*key)),
+        "config_hash": config_hash(parts.train(config, *key)),
+        "commit": f"{code['commit'] or 'unknown'}{'+changes' if code['dirty'] else ''}",
+    }
+    return {name: str(value) for name, value in tags.items()}
