@@ -5,7 +5,7 @@
 
 runs the harness's own command line with the model ``deltamem`` known to it (the same: ``python -m
 pipelines.harness.model …``); without ``adapter`` it evaluates the frozen backbone. The keys of
-``--model_args`` are the arguments of :func:`load`.
+``--model_args`` are the arguments of :func:`pipelines.harness.loading.load`.
 
 A request starts with an empty memory; its prompt and its answer are written as they are read, as in the
 paper. Answers are greedy.
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -26,12 +26,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from rich.console import Console
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem import DeltaMemModel
 from deltamem.backbone import facts
@@ -41,31 +36,11 @@ from deltamem.errors import DeltaMemError
 from deltamem.model import backbone_of, segment_of
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.records import RecordLog
+from pipelines.harness.loading import arguments, batch_size, load
 from pipelines.run.progress import Meter
 
 DEFAULT_NEW_TOKENS = 256
 """Of an answer for which the task sets no limit; the harness's own default."""
-
-
-def load(
-    base: str,
-    adapter: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    attn_implementation: str = "sdpa",
-) -> tuple[DeltaMemModel | PreTrainedModel, PreTrainedTokenizerBase]:
-    """A backbone, with an adapter if one is named, and its tokenizer.
-
-    Args:
-        base: folder or Hub id.
-        adapter: whatever :meth:`deltamem.DeltaMemModel.from_pretrained` takes.
-        device: None is the GPU where there is one.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=attn_implementation)
-    model = model.to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    return (DeltaMemModel.from_pretrained(model, adapter) if adapter else model), tokenizer
 
 
 @register_model("deltamem")
@@ -97,7 +72,8 @@ class DeltaMemLM(TemplateLM):
         )
         self.shortened: set[str] = set()
         """Prompts whose beginning was left out because the window is too short."""
-        self._chats: dict[str, list[dict[str, str]]] = {}
+        self._chats: dict[str, tuple[list[dict[str, str]], bool]] = {}
+        """What went through the chat template, and whether the prompt for an answer follows, by the text it became."""
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> DeltaMemLM:
@@ -106,12 +82,9 @@ class DeltaMemLM(TemplateLM):
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> DeltaMemLM:
         """From the keys of ``--model_args`` and the harness's own options."""
-        options = {key: value for key, value in (additional_config or {}).items() if value is not None}
-        if not str(options.get("batch_size", 1)).isdigit():
-            raise DeltaMemError(f"batch_size {options['batch_size']!r}: give the number of requests in a pass")
-        if "device" in options:
-            arg_dict = {"device": options["device"], **arg_dict}
-        return cls(*load(**arg_dict), batch_size=int(options.get("batch_size", 1)))
+        options = additional_config or {}
+        size = batch_size(options.get("batch_size"))
+        return cls(*load(**arguments(arg_dict, options.get("device"))), batch_size=size)
 
     # --- tokens -------------------------------------------------------------------------------------------
 
@@ -136,8 +109,7 @@ class DeltaMemLM(TemplateLM):
             continue_final_message=not add_generation_prompt,
             **TEMPLATE_OPTIONS,
         )
-        if add_generation_prompt:
-            self._chats[text] = chat_history
+        self._chats[text] = chat_history, add_generation_prompt
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
@@ -146,20 +118,38 @@ class DeltaMemLM(TemplateLM):
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos is not None and string.startswith(bos))
+        return self._plain(string, add_special_tokens)
+
+    def _plain(self, string: str, add_special_tokens: bool = False) -> list[int]:
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """A chat and its continuation, which gets the white space at the chat's end, as the harness has it."""
+        if context not in self._chats:
+            return super()._encode_pair(context, continuation)
+        start = self._plain(context.rstrip())
+        spaces = len(self._plain(context)) - len(start)
+        chat = self._encode_chat(context).input_ids
+        return chat[: len(chat) - spaces], self._plain(context + continuation)[len(start) :]
+
     def _encode_chat(self, text: str) -> EncodedMessages:
-        """A text that came out of the chat template, as every chat of the project is encoded."""
-        return encode_messages(self.tokenizer, self._chats[text], True, self.segment)
+        """A text that came out of the chat template, as every chat of the project is encoded.
+
+        Raises:
+            DeltaMemError: the memory is written by segments, and the template changes the messages.
+        """
+        chat, is_complete = self._chats[text]
+        encoded = encode_messages(self.tokenizer, chat, is_complete, self.segment)
+        # what isn't complete goes on within the last message, which the encoding ends
+        kept = len(encoded.input_ids) if is_complete else len(self._plain(text))
+        return EncodedMessages(encoded.input_ids[:kept], encoded.segment_ids[:kept])
 
     def _prompt(self, text: str | None, ids: list[int], room: int) -> EncodedMessages:
         """The last tokens of a prompt that leave ``room`` in the window, with their segments.
 
         Segments are the messages of a prompt that went through the chat template; any other is one segment.
         """
-        segments = [0] * len(ids)
-        if text in self._chats:
-            ids, segments = self._encode_chat(text)
+        segments = self._encode_chat(text).segment_ids[: len(ids)] if text in self._chats else [0] * len(ids)
         keep = self.max_length - room
         if keep < 1:
             raise DeltaMemError(f"an answer of {room} tokens leaves no room for a prompt in {self.max_length}")
@@ -263,7 +253,10 @@ class DeltaMemLM(TemplateLM):
 
 def main() -> None:
     """The harness's command line; importing this module is what makes it know the model."""
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except DeltaMemError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

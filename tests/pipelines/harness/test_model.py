@@ -13,6 +13,7 @@ import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 
 from deltamem import DeltaMemConfig, encode_messages, get_delta_mem_model
 from deltamem.errors import DeltaMemError
@@ -21,6 +22,7 @@ from pipelines.config.benchmarks import LmEvalSettings
 from pipelines.errors import StageError
 from pipelines.evaluation.records import RecordLog
 from pipelines.harness import tasks as lm_eval_tasks
+from pipelines.harness.loading import arguments
 from pipelines.harness.model import DeltaMemLM, main
 from pipelines.harness.tasks import ensure_sentence_model, run_lm_eval
 from tests.paths import DATA
@@ -143,6 +145,65 @@ def test_a_chat_is_generated_as_the_library_does(delta, tokenizer, strategy):
     ids, segments = (torch.tensor([row]) for row in encode_messages(tokenizer, chat, True))
     out = model.generate(ids, segment_ids=segments, max_new_tokens=8, do_sample=False)
     assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+CHAT = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Red."}] * 2 + [
+    {"role": "user", "content": "And another?"}
+]
+
+
+@pytest.mark.parametrize("template", [None, THINKING])
+def test_a_chat_is_read_as_the_library_encodes_it(delta, template):
+    """Thinking is off, and the memory is written message by message, whatever kind of request it is."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template or tokenizer.chat_template
+    model = delta("ssw")
+    lm = DeltaMemLM(model, tokenizer)
+    text = lm.apply_chat_template(CHAT)
+    encoded = encode_messages(tokenizer, CHAT, True)
+    assert lm.tok_encode(text) == encoded.input_ids
+
+    (answer,) = lm.generate_until(requests("generate_until", (text, {"max_gen_toks": 6})))
+    ids, segments = (torch.tensor([row]) for row in encoded)
+    out = model.generate(ids, segment_ids=segments, max_new_tokens=6, do_sample=False)
+    assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+    # the harness moves the white space at the prompt's end to the continuation
+    ((value, _),) = lm.loglikelihood(requests("loglikelihood", (text, "Blue.")))
+    space = len(text) - len(text.rstrip())
+    continuation = tokenizer.encode(text[-space:] + "Blue.")
+    kept = len(encoded.input_ids) - space
+    whole = torch.tensor([encoded.input_ids[:kept] + continuation])
+    answer_segment = max(encoded.segment_ids) + 1
+    marked = torch.tensor([encoded.segment_ids[:kept] + [answer_segment] * len(continuation)])
+    with torch.inference_mode():
+        logits = model(whole, segment_ids=marked).logits[0, kept - 1 : -1].log_softmax(-1)
+    assert value == pytest.approx(logits.gather(1, whole[0, kept:, None]).sum().item(), abs=1e-3)
+
+
+def test_a_chat_has_no_beginning_of_text_but_its_templates(base, tokenizer):
+    adding = byte_tokenizer()
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", adding.pad_token_id)]
+    )
+    lm, plain = DeltaMemLM(base, adding), DeltaMemLM(base, tokenizer)
+    for one in (lm, plain):
+        text = one.apply_chat_template(CHAT)
+    assert lm._encode_pair(text, "Blue.") == plain._encode_pair(text, "Blue.")
+    assert lm._encode_pair("Name:", " Blue.") != plain._encode_pair("Name:", " Blue.")
+
+
+def test_messages_that_can_not_be_told_apart_are_not_written_as_one(delta, tokenizer):
+    lm = DeltaMemLM(delta("ssw"), tokenizer)
+    text = lm.apply_chat_template(CHAT)
+    lm._chats[text.rstrip()] = CHAT[:1]  # as if the template had put something else there
+    with pytest.raises(DeltaMemError, match="message by message"):
+        lm.generate_until(requests("generate_until", (text, {"max_gen_toks": 6})))
 
 
 def test_only_the_beginning_of_a_prompt_is_left_out_of_the_window(delta, tokenizer):
@@ -296,6 +357,33 @@ def test_the_harness_knows_the_model_by_name():
     assert get_model("deltamem") is DeltaMemLM
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"--model_args": "adapter=somewhere"}, "name the backbone, base="),
+        ({"--model_args": "base=x,peft=y"}, "unknown key 'peft'; known: base, adapter"),
+        ({"--model_args": "pretrained=no-such-folder"}, "the backbone no-such-folder can't be loaded on cpu"),
+        ({"--model_args": "base=x", "--batch_size": "auto"}, "--batch_size auto: give the number of requests"),
+        ({"--model_args": "base=x", "--batch_size": "0"}, "--batch_size 0: give the number of requests"),
+    ],
+)
+def test_a_command_that_can_not_be_run_says_why(options, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = {"--model": "deltamem", "--tasks": "arc_easy", "--device": "cpu", **options}
+    monkeypatch.setattr(sys, "argv", ["deltamem-lm-eval", *chain.from_iterable(given.items())])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert message in str(ended.value.code)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_cpu_is_used_unless_another_was_asked_for(capsys):
+    assert arguments({"base": "x"}, "cuda:0") == {"base": "x", "device": None}
+    assert "evaluating on the CPU" in capsys.readouterr().err
+    assert arguments({"base": "x"}, "cuda:1")["device"] == "cuda:1"
+    assert arguments({"pretrained": "x", "device": "meta"}, "cpu") == {"base": "x", "device": "meta"}
+
+
 @pytest.mark.slow
 def test_the_command_line(delta, base, tokenizer, tmp_path, monkeypatch):
     base.save_pretrained(tmp_path / "base")
@@ -319,7 +407,6 @@ def test_the_command_line(delta, base, tokenizer, tmp_path, monkeypatch):
         "--model_args": f"base={tmp_path}/base,adapter={tmp_path}/adapter",
         "--tasks": str(tmp_path / "sky.yaml"),
         "--batch_size": "2",
-        "--device": "cpu",
         "--output_path": str(tmp_path / "out"),
     }
     monkeypatch.setattr(sys, "argv", ["deltamem-lm-eval", *chain.from_iterable(options.items())])
