@@ -1,6 +1,7 @@
 """What holds for every test: nothing of the user's, no haste, no GPU tests without a GPU."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def away_from_the_checkout(tmp_path_factory):
     os.chdir(tmp_path_factory.mktemp("working_directory"))
     yield
     os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def mlflow_is_set_to_nothing():
+    """What one test tells MLflow, which keeps it for the process, isn't told to the next."""
+    yield
+    if "mlflow" in sys.modules:
+        import mlflow
+
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture

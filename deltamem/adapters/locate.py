@@ -68,10 +68,32 @@ def _from_registry(uri: str, registry: str | None) -> Path:
         )
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except mlflow.exceptions.MlflowException as error:
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        if told := _files_gone(uri, Path(file)):
+            raise AdapterFormatError(told) from error
         raise AdapterFormatError(
             f"{uri} was not found in the MLflow registry at {store} (MLFLOW_TRACKING_URI names another): {error}"
         ) from error
+
+
+def _files_gone(uri: str, store: Path) -> str | None:
+    """What to say of a model that is registered, with files that aren't where they were then; else None."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    try:
+        source = ModelsArtifactRepository.get_underlying_uri(uri)
+    except MlflowException:
+        return None
+    if not source.startswith(("file:", "/")) or (folder := Path(local_file_uri_to_path(source))).is_dir():
+        return None
+    told = f"{uri} is registered, but its files are no longer in {folder}"
+    # whoever moves a store moves what lies beside it along
+    ends = (store.parent.joinpath(*folder.parts[start:]) for start in range(1, len(folder.parts)))
+    if moved := next((end for end in ends if end.is_dir()), None):
+        return f"{told}: they are in {moved.resolve()} now. Name that folder, or move the results back"
+    return f"{told}. Move them back, or register the adapter again (python -m pipelines.register)"
 
 
 def _from_hub(name: str) -> Path:

@@ -13,6 +13,9 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import Engine, event
 
+from deltamem.adapters.files import load_adapter
+from deltamem.adapters.locate import locate
+from deltamem.errors import AdapterFormatError
 from pipelines.backbones.prepared import load_backbone
 from pipelines.errors import StageError
 from pipelines.registry.model_folder import ADAPTER_FILES
@@ -131,7 +134,10 @@ import sys
 from pathlib import Path
 import mlflow, torch
 from deltamem import DeltaMemModel
-from pipelines.backbone import load_backbone
+from deltamem.adapters.files import load_adapter
+from deltamem.adapters.locate import locate
+from deltamem.errors import AdapterFormatError
+from pipelines.backbones.prepared import load_backbone
 
 uri, name, folder = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
@@ -165,6 +171,22 @@ def test_a_moved_backbone_is_named(registered):
     elsewhere = {"backbone": str(run.layout.root / "elsewhere")}
     with pytest.raises(StageError, match="backbone is not at .*elsewhere"):
         mlflow.pyfunc.load_model("models:/deltamem-tiny-random@champion", model_config=elsewhere)
+
+
+def test_a_model_whose_files_moved_is_not_said_to_be_missing(registered, tmp_path):
+    run, _ = registered
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(run.layout.results, elsewhere)
+    uri, store = "models:/deltamem-tiny-random@champion", f"sqlite:///{elsewhere / 'mlflow.db'}"
+    with pytest.raises(AdapterFormatError, match=f"no longer in {run.layout.results}.*they are in {elsewhere}") as told:
+        locate(uri, store)
+    folder = re.search(r"they are in (\S+) now", str(told.value))[1]
+    assert load_adapter(locate(folder))[0].strategy == "msw"
+    shutil.rmtree(elsewhere / "mlflow_artifacts")
+    with pytest.raises(AdapterFormatError, match="is registered, but its files.*register the adapter again"):
+        locate(uri, store)
+    with pytest.raises(AdapterFormatError, match="was not found in the MLflow registry"):
+        locate("models:/deltamem-tiny-random@best", store)
 
 
 def test_a_locked_store_is_named(finished_run, empty_store, tmp_path):
