@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -21,6 +22,7 @@ from deltamem.chat.messages import EncodedMessages
 from deltamem.model import backbone_of, segment_of
 from pipelines.benchmarks.base import Benchmark, Context, Question
 from pipelines.config.conditions import CONDITIONS
+from pipelines.errors import StageError
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.prompts import FullPrompts, PromptEncoder
 from pipelines.evaluation.records import Record, RecordLog
@@ -83,7 +85,8 @@ class Examiner:
         """Asks what the log doesn't have yet; contexts without a history under ``none`` and ``full`` only.
 
         Raises:
-            StageError: ``swapped`` has no other document to swap with, or a question doesn't fit the window.
+            StageError: ``swapped`` has no other document to swap with, a question doesn't fit the window, or the
+                model answers with what is no number.
         """
         written_from = {
             name: self._sources(CONDITIONS[name].written_from) for name in conditions if CONDITIONS[name].needs_memory
@@ -262,6 +265,12 @@ class Examiner:
         return min(limit, self.max_new_tokens or limit)
 
     def _record(self, condition: str, task: Task, nll: float, generated: list[int]) -> Record:
+        if not math.isfinite(nll):
+            raise StageError(
+                f"Question {task.question.question_id} under {condition!r}: the model's likelihood of the reference is "
+                f"{nll}. Its training has diverged (lower train.learning_rate and train again), or its numbers don't "
+                "fit the backbone's dtype (float16 has the smallest range)."
+            )
         prediction = self.encoder.tokenizer.decode(generated, skip_special_tokens=True)
         for stop in self.benchmark.stop:
             prediction = prediction.split(stop, 1)[0]

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from pipelines.config import Config, config_hash
+from pipelines.errors import StageError
 from pipelines.run import parts
 from pipelines.run.files import _read
 from pipelines.run.layout import Layout
@@ -36,10 +40,11 @@ class TrainedCell:
 
     @classmethod
     def read(cls, config: Config, backbone: str, strategy: str, seed: int) -> TrainedCell:
-        """Raises StageError when the cell isn't trained and evaluated."""
+        """Raises StageError when the cell isn't trained and evaluated, or its adapter isn't all numbers."""
         layout, key = Layout(config), (backbone, strategy, seed)
         training = _read(layout.training_record(*key), "train")
         evaluations = {name: _read(layout.evaluation(*key, name), "evaluate") for name in config.benchmarks}
+        _check_finite(layout.adapter_weights(*key))
         return cls(config, *key, training, evaluations, _tags(config, key, training))
 
     @property
@@ -90,6 +95,19 @@ def adapter_digest(folder: Path) -> str:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
+
+
+def _check_finite(weights: Path) -> None:
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise StageError(f"{weights}: can't be read ({error}). Remove its folder and train it again.") from None
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise StageError(
+            f"{weights}: {len(broken)} of {len(tensors)} tensors hold values that are no numbers (first: {broken[0]}), "
+            "so this adapter isn't registered. Its training diverged: lower train.learning_rate, remove its folder and "
+            "train it again."
+        )
 
 
 def _tags(config: Config, key: tuple[str, str, int], training: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 from sqlalchemy import Engine, event
 
 from deltamem.adapters.files import load_adapter
@@ -106,6 +108,21 @@ def test_a_changed_adapter_makes_a_new_version(registered):
     assert register_cell(run.config, *CELL)["version"] == "2"
 
 
+def change_weights(run, cell, change):
+    weights = run.layout.adapter_weights(*cell)
+    save_file({name: change(tensor) for name, tensor in load_file(weights).items()}, weights)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_all_numbers_is_not_registered(finished_run, value):
+    run = finished_run(strategies=["tsw"])
+    change_weights(run, CELL, lambda tensor: tensor.index_fill(0, torch.tensor([0]), value))
+    with pytest.raises(StageError, match=r"adapter_model.safetensors: (\d+) of \1 tensors .*lower train.learning_rate"):
+        register_cell(run.config, *CELL)
+    uri = tracking_uri(run.config)
+    assert MlflowClient(uri, uri).search_registered_models() == []
+
+
 def test_a_broken_off_run_is_made_anew(finished_run):
     run = finished_run()
     curve = run.layout.curve(*CELL).read_text()
@@ -122,7 +139,7 @@ def test_a_broken_off_run_is_made_anew(finished_run):
 def test_the_best_seed_is_the_strategys_champion(finished_run):
     run = finished_run(seeds=[1, 2], strategies=["tsw"])
     run.evaluate("tiny-random", "tsw", 1, effect=9.0)
-    (run.layout.adapter("tiny-random", "tsw", 2) / "adapter_model.safetensors").write_bytes(b"other")
+    change_weights(run, ("tiny-random", "tsw", 2), lambda tensor: tensor + 1)
     for seed in (1, 2):
         register_cell(run.config, "tiny-random", "tsw", seed)
     client = MlflowClient(tracking_uri(run.config))

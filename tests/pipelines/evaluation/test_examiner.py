@@ -173,6 +173,15 @@ def test_question_alone_with_every_memory(strategy, make_model, tokenizer, evalu
     assert nlls["none"] != nlls["state"] != nlls["swapped"], "the memory must matter for this test to tell anything"
 
 
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_model_whose_answers_are_no_numbers_is_not_scored(condition, make_model, evaluate):
+    model = make_model()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.fill_(float("nan"))
+    with pytest.raises(StageError, match=f"under '{condition}'.*is nan.*diverged"):
+        evaluate(model, conditions=[condition])
+
+
 @pytest.fixture
 def begun(monkeypatch):
     """The rows whose beginnings were shared."""
