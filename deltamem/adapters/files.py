@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deltamem.adapters import public_release
+from deltamem.adapters.card import model_card
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import AdapterFormatError, ConfigError
 
@@ -27,7 +28,7 @@ def save_adapter(folder: Path, config: DeltaMemConfig, tensors: dict[str, Tensor
     (folder / CONFIG_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
     card = folder / "README.md"
     if not card.exists():
-        card.write_text(_model_card(config, sum(t.numel() for t in tensors.values())), encoding="utf-8")
+        card.write_text(model_card(config, sum(t.numel() for t in tensors.values())), encoding="utf-8")
 
 
 def load_adapter(folder: Path) -> tuple[DeltaMemConfig, dict[str, Tensor]]:
@@ -71,29 +72,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise AdapterFormatError(f"{path} must hold a JSON object, found {type(content).__name__}")
     return content
-
-
-def _model_card(config: DeltaMemConfig, parameters: int) -> str:
-    base = config.base_model_name_or_path or "unknown"
-    return f"""---
-library_name: deltamem
-base_model: {base}
-tags: [delta-mem, memory, adapter]
----
-
-# δ-mem adapter for {base}
-
-An online memory of {config.num_states} state(s) of {config.rank}×{config.rank} per attention layer, strategy
-{config.strategy.upper()}, steering {", ".join(config.steer)}; {parameters:,} parameters. The backbone is frozen and
-not included. Method: arXiv 2605.12357.
-
-```python
-from transformers import AutoModelForCausalLM
-from deltamem import DeltaMemModel
-
-base = AutoModelForCausalLM.from_pretrained("{base}")
-model = DeltaMemModel.from_pretrained(base, "path/to/this/folder")
-memory = model.write(input_ids)                  # tokens to remember
-out = model.generate(question_ids, memory=memory)
-```
-"""
