@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-matplotlib.use("Agg")
+from pipelines.config.conditions import CONDITIONS
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-
-from pipelines.config.conditions import CONDITIONS  # noqa: E402
+plt.switch_backend("Agg")  # files only, no windows
 
 INK = "#1d2733"
 """Of text and lines; the page replaces it where its background is dark."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,36 +52,56 @@ def _plots(config: Config, results: Results) -> Iterator[tuple[str, Plot]]:
     yield from _curves(results, "loss", losses)
     yield from _curves(results, "memory", {"write_gate": "mean write gate", "state_norm": "mean state norm"})
     for backbone in config.backbones:
-        learning = {}
-        for benchmark, settings in config.benchmarks.items():
-            if (backbone, benchmark) not in results.headlines:
-                continue
-            metric = results.headlines[backbone, benchmark][0]
-            rows = results.numbers[
-                (results.numbers["backbone"] == backbone)
-                & (results.numbers["benchmark"] == benchmark)
-                & (results.numbers["metric"] == metric)
-            ]
-            whole = rows[rows["kind"] == "condition"]
-            yield from _ablations(results, backbone, benchmark, whole, heading(metric))
-            if settings.kind == "test_time_learning":
-                learning[f"{benchmark} (n = {whole['n'].max()})"] = whole
-                continue
-            inside = rows[rows["kind"] == "category"]
-            if settings.kind == "facts":
-                inside = inside.assign(facts=inside["category"].str.extract(r"(\d+)", expand=False).astype(int))
-                figure = charts.lines(inside, "facts", results.methods.main, heading(metric), "facts in a paper")
-                yield f"scores-{backbone}-{benchmark}", Plot("Scores by number of facts", figure)
-                continue
-            parts = inside.groupby("category", sort=False)
-            panels = {f"all questions (n = {whole['n'].max()})": whole}
-            panels |= {f"{name} (n = {part['n'].max()})": part for name, part in parts}
-            figure = charts.bars(panels, results.methods.main, heading(metric))
-            yield f"scores-{backbone}-{benchmark}", Plot(f"Scores on {benchmark} by category", figure)
-        if learning:
-            figure = charts.bars(learning, results.methods.main, "exact match")
-            yield f"learning-{backbone}", Plot("Scores on the test-time learning tasks", figure)
+        benchmarks = [name for name in config.benchmarks if (backbone, name) in results.headlines]
+        for benchmark in benchmarks:
+            rows = _headline(results, backbone, benchmark)
+            yield from _ablations(results, backbone, benchmark, rows)
+            if config.benchmarks[benchmark].kind == "facts":
+                yield from _by_facts(results, backbone, benchmark, rows)
+            elif config.benchmarks[benchmark].kind != "test_time_learning":
+                yield from _by_category(results, backbone, benchmark, rows)
+        tasks = [name for name in benchmarks if config.benchmarks[name].kind == "test_time_learning"]
+        yield from _learning(results, backbone, tasks)
         yield from _costs(results, backbone)
+
+
+def _headline(results: Results, backbone: str, benchmark: str) -> pd.DataFrame:
+    """The numbers of a benchmark's headline metric."""
+    rows = results.numbers[results.numbers["metric"] == results.headlines[backbone, benchmark][0]]
+    return rows[(rows["backbone"] == backbone) & (rows["benchmark"] == benchmark)]
+
+
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of numbers those over all questions."""
+    return rows[rows["kind"] == "condition"]
+
+
+def _by_category(results: Results, backbone: str, benchmark: str, rows: pd.DataFrame) -> Iterator[tuple[str, Plot]]:
+    panels = {"all questions": _whole(rows)}
+    panels |= dict(iter(rows[rows["kind"] == "category"].groupby("category", sort=False)))
+    sized = {f"{name} (n = {part['n'].max()})": part for name, part in panels.items()}
+    figure = charts.bars(sized, results.methods.main, _unit(results, backbone, benchmark))
+    yield f"scores-{backbone}-{benchmark}", Plot(f"Scores on {benchmark} by category", figure)
+
+
+def _by_facts(results: Results, backbone: str, benchmark: str, rows: pd.DataFrame) -> Iterator[tuple[str, Plot]]:
+    inside = rows[rows["kind"] == "category"]
+    inside = inside.assign(facts=inside["category"].str.extract(r"(\d+)", expand=False).astype(int))
+    unit = _unit(results, backbone, benchmark)
+    figure = charts.lines(inside, "facts", results.methods.main, unit, "facts in a paper")
+    yield f"scores-{backbone}-{benchmark}", Plot("Scores by number of facts", figure)
+
+
+def _learning(results: Results, backbone: str, tasks: Sequence[str]) -> Iterator[tuple[str, Plot]]:
+    panels = {task: _whole(_headline(results, backbone, task)) for task in tasks}
+    sized = {f"{task} (n = {rows['n'].max()})": rows for task, rows in panels.items()}
+    if sized:
+        figure = charts.bars(sized, results.methods.main, "exact match")
+        yield f"learning-{backbone}", Plot("Scores on the test-time learning tasks", figure)
+
+
+def _unit(results: Results, backbone: str, benchmark: str) -> str:
+    return heading(results.headlines[backbone, benchmark][0])
 
 
 def _effects(results: Results, effect: str, unit: str, lines: list[float]) -> Iterator[tuple[str, Plot]]:
@@ -117,17 +137,16 @@ def _curves(results: Results, name: str, columns: dict[str, str]) -> Iterator[tu
         yield name, Plot(f"{words[0].upper()}{words[1:]} by optimiser step", figure)
 
 
-def _ablations(
-    results: Results, backbone: str, benchmark: str, rows: pd.DataFrame, unit: str
-) -> Iterator[tuple[str, Plot]]:
-    measured = set(rows["method"])
+def _ablations(results: Results, backbone: str, benchmark: str, rows: pd.DataFrame) -> Iterator[tuple[str, Plot]]:
+    whole = _whole(rows)
+    measured = set(whole["method"])
     groups = {
         group: [member for member in members if member[1] in measured]
         for group, members in results.methods.groups().items()
     }
     groups = {group: members for group, members in groups.items() if len(members) > 1}
     if groups:
-        figure = charts.settings(groups, rows[rows["name"] != "none"], unit)
+        figure = charts.settings(groups, whole[whole["name"] != "none"], _unit(results, backbone, benchmark))
         yield f"ablations-{backbone}-{benchmark}", Plot(f"Ablations on {benchmark}", figure)
 
 
