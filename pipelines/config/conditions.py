@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-ConditionName = Literal["none", "state", "swapped", "full"]
+ConditionName = Literal["none", "state", "swapped", "permuted", "full"]
 
 
 class Condition(NamedTuple):
@@ -18,6 +18,8 @@ class Condition(NamedTuple):
         history_in_prompt: whether the history stands before the question, and is written as it is read.
         written_from: whose history the memory is written from before the question: that of the question's own
             context or of another; None: the memory is empty.
+        layers_permuted: whether every layer reads the state that another one wrote.
+        by_default: whether a configuration that names no conditions asks under it.
     """
 
     prompt: str
@@ -25,6 +27,8 @@ class Condition(NamedTuple):
     words: str
     history_in_prompt: bool = False
     written_from: Literal["own", "other"] | None = None
+    layers_permuted: bool = False
+    by_default: bool = True
 
     @property
     def needs_memory(self) -> bool:
@@ -46,6 +50,14 @@ CONDITIONS: dict[ConditionName, Condition] = {
         "The control: whatever this gains over none is adaptation to the task, not memory.",
         written_from="other",
     ),
+    "permuted": Condition(
+        "question",
+        "written from the right history, each layer's state given to the next",
+        "A further control: what is left of state when no layer finds what it wrote.",
+        written_from="own",
+        layers_permuted=True,
+        by_default=False,
+    ),
     "full": Condition(
         "history + question",
         "written from the history as it is read",
@@ -54,3 +66,5 @@ CONDITIONS: dict[ConditionName, Condition] = {
     ),
 }
 """By name, in the order in which they are shown."""
+
+ASKED_BY_DEFAULT: list[ConditionName] = [name for name, condition in CONDITIONS.items() if condition.by_default]

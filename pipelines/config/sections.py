@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from pipelines.config.conditions import CONDITIONS, ConditionName
+from pipelines.config.conditions import ASKED_BY_DEFAULT, CONDITIONS, ConditionName
 from pipelines.config.files import read_mapping
 from pipelines.config.types import Count, GpuShare, Number, Section, unique
 
@@ -85,7 +85,7 @@ class Evaluate(Section):
     """How adapters, baselines and the frozen backbone are evaluated."""
 
     conditions: Annotated[list[ConditionName], Field(min_length=1), AfterValidator(unique)] = Field(
-        list(CONDITIONS),
+        ASKED_BY_DEFAULT,
         description="; ".join(f"{name}: {told.prompt}, memory {told.memory}" for name, told in CONDITIONS.items()),
     )
     batch_size: Count = Field(8, description="questions answered side by side, at most")

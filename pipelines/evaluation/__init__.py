@@ -1,6 +1,6 @@
 """Question answering under controlled conditions.
 
-One adapter answers the same questions under up to four conditions, so that what it remembers can be told from
+One adapter answers the same questions under several conditions, so that what it remembers can be told from
 what it merely got used to:
 
 ==========  ===================  ==========================================================================
@@ -9,10 +9,14 @@ condition   prompt               memory
 none        question             empty
 state       question             written from the right history
 swapped     question             written from the history of another document (see ``swap``)
+permuted    question             written from the right history, each layer's state given to the next layer
 full        history + question   written from the history as it is read, the setting of the paper
 ==========  ===================  ==========================================================================
 
-Under none, state and swapped the question and the answer are read only: nothing is written, so that the
+``pipelines.config.conditions`` is the table that the code goes by; ``permuted`` is asked only where a configuration
+names it.
+
+Under none, state, swapped and permuted the question and the answer are read only: nothing is written, so that the
 conditions differ in what the memory holds at the start and in nothing else. An empty memory adds nothing,
 which makes ``none`` the frozen backbone with the question alone. Under full everything is written as it is
 read, as in the paper: the history in one pass, the question in the next, then the answer token by token. The

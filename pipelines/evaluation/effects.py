@@ -2,7 +2,8 @@
 
 ``memory_effect``: state − swapped over the same questions, with a verdict; what it matters that the memory is of
 the right document. ``context_recovery``: (state − none) / (full − none); how much of what the history in the prompt
-is worth the memory brings back. Both are positive where memory helps.
+is worth the memory brings back. ``layer_effect``: state − permuted, where that was asked; what it matters that each
+layer finds its own state. All are positive where memory helps.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Effect(NamedTuple):
 
 EFFECTS = {
     "memory_effect": Effect(("state", "swapped"), paired_differences, is_difference=True),
+    "layer_effect": Effect(("state", "permuted"), paired_differences, is_difference=True),
     "context_recovery": Effect(("none", "state", "full"), recoveries, is_difference=False),
 }
 

@@ -26,7 +26,7 @@ from pipelines.errors import StageError
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.prompts import FullPrompts, PromptEncoder
 from pipelines.evaluation.records import Record, RecordLog
-from pipelines.evaluation.swap import swap_partners
+from pipelines.evaluation.swap import permute_layers, swap_partners
 from pipelines.run.progress import Meter
 
 TOKENS_PER_PASS = 16_384
@@ -109,7 +109,8 @@ class Examiner:
                 if CONDITIONS[name].history_in_prompt:
                     self._ask_full(asked)
                 else:
-                    self._ask_alone(name, asked, written_from.get(name), memory, row_of)
+                    found = permute_layers(memory) if memory and CONDITIONS[name].layers_permuted else memory
+                    self._ask_alone(name, asked, written_from.get(name), found, row_of)
 
     def _sources(self, whose: Literal["own", "other"]) -> dict[str, str]:
         """The context whose history each context's memory is written from; those without a history are left out."""

@@ -1,9 +1,11 @@
-"""Which other history takes the place of the right one in the condition ``swapped``."""
+"""The controls of the memory: another history's in ``swapped``, other layers' states in ``permuted``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from deltamem import DeltaMemory
 from pipelines.benchmarks.base import Context
 from pipelines.errors import StageError
 
@@ -33,6 +35,22 @@ def swap_partners(contexts: Sequence[Context]) -> dict[str, str]:
     for number in waiting:
         _join_pair(number, ordered, partner)
     return {ordered[a].context_id: ordered[b].context_id for a, b in partner.items()}
+
+
+def permute_layers(memory: DeltaMemory) -> DeltaMemory:
+    """The same states, each in the place of the next layer's; the last one's takes the first place.
+
+    Raises:
+        StageError: there is one layer only.
+    """
+    layers = list(memory.states)
+    if len(layers) < 2:
+        raise StageError(
+            "The condition 'permuted' gives every layer the state of another one, and this adapter has one layer. "
+            "Leave it out of evaluate.conditions."
+        )
+    moved = [layers[-1], *layers[:-1]]
+    return replace(memory, states={layer: memory.states[other] for layer, other in zip(layers, moved, strict=True)})
 
 
 def _join_pair(number: int, ordered: Sequence[Context], partner: dict[int, int]) -> None:

@@ -82,7 +82,7 @@ def render(config: Config, results: Results, contents: Contents, plots: Mapping[
         config=config,
         results=results,
         contents=contents,
-        conditions=CONDITIONS,
+        conditions={n: c for n, c in CONDITIONS.items() if c.by_default or n in config.evaluate.conditions},
         source=published()["source"],
         plots={name: (words, _inline(svg)) for name, (words, svg) in plots.items()},
         samples=[(*key, list(questions)) for key, questions in samples],

@@ -78,10 +78,11 @@ def _effects(
     results: Results, numbers: pd.DataFrame, metrics: Sequence[str], title: str = "Effects of the memory"
 ) -> Iterator[Table]:
     numbers = _chosen(numbers, kind="effect")
-    columns = [(effect, metric) for effect in EFFECTS for metric in metrics]
+    measured = [effect for effect in EFFECTS if (numbers["name"] == effect).any()]
+    columns = [(effect, metric) for effect in measured for metric in metrics]
     filled = fill(numbers, results.methods.names, columns, lambda row: (row["name"], row["metric"]))
     if filled:
-        groups = [(heading(effect), [heading(metric) for metric in metrics]) for effect in EFFECTS]
+        groups = [(heading(effect), [heading(metric) for metric in metrics]) for effect in measured]
         yield Table(title, "method", groups, _rows(results, filled))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from deltamem import DeltaMemConfig, get_delta_mem_model
+from deltamem import DeltaMemConfig, DeltaMemory, get_delta_mem_model
 from deltamem.chat.format import encode_messages
 from pipelines.backbones.random_weights import byte_tokenizer
 from pipelines.benchmarks.base import Context, Question, prompt_messages
@@ -156,12 +156,16 @@ def assert_same(record, expected):
 @pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])
 def test_question_alone_with_every_memory(strategy, make_model, tokenizer, evaluate):
     model = make_model(strategy)
-    records, alone = evaluate(model, conditions=["none", "state", "swapped"]), Alone(model, tokenizer)
+    conditions = ["none", "state", "swapped", "permuted"]
+    records, alone = evaluate(model, conditions=conditions), Alone(model, tokenizer)
     partners = swap_partners(CONTEXTS)
     for c in CONTEXTS:
+        right = alone.written(c.history)
+        first, second, third = right.states.values()
         memories = {
             "none": None,
-            "state": alone.written(c.history),
+            "state": right,
+            "permuted": DeltaMemory(dict(zip(right.states, (third, first, second), strict=True))),
             "swapped": alone.written(by_id()[partners[c.context_id]].history),
         }
         for question in c.questions:
@@ -170,7 +174,9 @@ def test_question_alone_with_every_memory(strategy, make_model, tokenizer, evalu
                 expected = alone.ask(ids, segments, question, memory, write=False)
                 assert_same(records[condition, question.question_id], expected)
     nlls = {condition: [r["nll"] for (c, _), r in records.items() if c == condition] for condition in memories}
-    assert nlls["none"] != nlls["state"] != nlls["swapped"], "the memory must matter for this test to tell anything"
+    assert nlls["none"] != nlls["state"] != nlls["swapped"] != nlls["permuted"] != nlls["state"], (
+        "the memory must matter for this test to tell anything"
+    )
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -385,3 +391,8 @@ def test_contexts_without_a_history_have_no_memory_to_test(make_model, evaluate)
 def test_a_single_document_cant_be_swapped(make_model, evaluate):
     with pytest.raises(StageError, match="at least two documents"):
         evaluate(make_model(), contexts=CONTEXTS[:1])
+
+
+def test_one_layer_has_no_other_to_trade_states_with(make_model, evaluate):
+    with pytest.raises(StageError, match="'permuted'.*this adapter has one layer"):
+        evaluate(make_model(layers=(1,)), conditions=["permuted"])

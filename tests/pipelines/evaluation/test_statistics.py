@@ -183,6 +183,9 @@ def test_effects_are_positive_where_memory_helps():
     harmed = named_effects(Scores(records(state=(4.5, 0.2), swapped=(4, 0.3))), ["f1"], QUICK)
     assert harmed["memory_effect_nll"]["verdict"] == harmed["memory_effect_f1"]["verdict"] == "worse"
     assert set(harmed) == {"memory_effect_nll", "memory_effect_f1"}
+    permuted = named_effects(Scores(records(state=(4, 0.3), permuted=(4.25, 0.3))), ["f1"], QUICK)
+    assert set(permuted) == {"layer_effect_nll", "layer_effect_f1"}
+    assert permuted["layer_effect_nll"]["value"] == pytest.approx(0.25)
 
 
 def test_means_keep_the_sign_of_the_nll():

@@ -192,6 +192,19 @@ def test_a_run_without_ablations_has_no_groups(run):
     assert Methods(run.config).groups() == {}
 
 
+def test_further_conditions_are_shown_where_they_were_asked(tmp_path):
+    asked = {"evaluate": {"use_gpu": False, "bootstrap_samples": 300, "conditions": ["state", "swapped", "permuted"]}}
+    changes = {"benchmarks": {"locomo": BENCHMARKS["locomo"]}, "seeds": [42], "strategies": {"tsw": STRATEGIES["tsw"]}}
+    run = SyntheticRun(tmp_path, **changes, **asked).finish()
+    run.evaluate(BACKBONE, "tsw", 42, "locomo", means={"state": 0.3, "swapped": 0.2, "permuted": 0.1})
+    results = gather(run.config)
+    found = row(results, method="tsw", kind="effect", name="layer_effect")
+    assert found["verdict"] == "better" and found["value"] == pytest.approx(0.2, abs=0.05)
+    tables = {table.title: table for table in benchmark_tables(results, BACKBONE, "locomo")}
+    assert tables["Scores"].groups[0][1] == ["none", "state", "swapped", "permuted", "full"]
+    assert [name for name, _ in tables["Effects of the memory"].groups] == ["memory effect", "layer effect"]
+
+
 # --- the paper's tables --------------------------------------------------------------------------------------
 
 
