@@ -11,17 +11,11 @@ from pipelines.registry.runs import ensure_version, log_run
 from pipelines.registry.store import experiment_id, open_store
 from pipelines.registry.trained_cell import TrainedCell
 from pipelines.run import parts
-from pipelines.run.files import _read, _write
+from pipelines.run.files import read_record, run_first, write_record
 from pipelines.run.layout import Layout
 
 CHAMPION = "champion"
 """The alias of the best version of a registered model."""
-
-_DESCRIPTIONS = {
-    "delta": None,
-    "lora": "A LoRA adapter's files as PEFT writes them, without a pyfunc loader: download them and use "
-    "peft.PeftModel.from_pretrained(backbone, FOLDER).",
-}
 
 
 def register_cell(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, Any]:
@@ -34,7 +28,7 @@ def register_cell(config: Config, backbone: str, strategy: str, seed: int) -> di
     record = {
         "name": cell.model_name,
         "adapter_digest": cell.tags["adapter_digest"],
-        "description": _DESCRIPTIONS[cell.kind],
+        "description": cell.description,
         **champion_score(config, cell.evaluations),
     }
     with open_store(config) as client:
@@ -45,7 +39,7 @@ def register_cell(config: Config, backbone: str, strategy: str, seed: int) -> di
         others = [known for known in _registered(config, cell) if known["version"] != record["version"]]
         if best := best_of(config, [*others, record]):
             client.set_registered_model_alias(best["name"], CHAMPION, best["version"])
-    _write(cell.layout.registration(*cell.key), record)
+    write_record(cell.layout.registration(*cell.key), record)
     return record
 
 
@@ -56,7 +50,7 @@ def choose_champion(config: Config, backbone: str) -> dict[str, Any]:
     """
     layout = Layout(config)
     records = [
-        {**_read(layout.registration(*key), "register"), "strategy": key[1], "seed": key[2]}
+        {**read_record(layout.registration(*key), run_first("register")), "strategy": key[1], "seed": key[2]}
         for key in parts.cells(config, backbone)
     ]
     best = best_of(config, records)
@@ -69,11 +63,11 @@ def choose_champion(config: Config, backbone: str) -> dict[str, Any]:
         version = ensure_version(client, name, best, tags)
         client.set_registered_model_alias(name, CHAMPION, version)
     champion = {**best, "name": name, "version": version, "metric": config.registry.champion_metric}
-    _write(layout.champion(backbone), champion)
+    write_record(layout.champion(backbone), champion)
     return champion
 
 
 def _registered(config: Config, cell: TrainedCell) -> list[dict[str, Any]]:
     """The records of the cell's strategy under all seeds, of those that are registered."""
     paths = [cell.layout.registration(cell.backbone, cell.strategy, seed) for seed in config.seeds]
-    return [_read(path, "register") for path in paths if path.exists()]
+    return [read_record(path, run_first("register")) for path in paths if path.exists()]

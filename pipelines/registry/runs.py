@@ -74,8 +74,8 @@ def _new_run(client: MlflowClient, experiment: str, cell: TrainedCell) -> str:
 
 
 def _log_model(client: MlflowClient, run_id: str, cell: TrainedCell) -> None:
-    """The adapter's files; those of a δ-mem adapter in a folder that MLflow can load."""
-    if cell.kind != "delta":
+    """The adapter's files, where MLflow can load them in a folder that says how."""
+    if cell.description is not None:
         for name in ADAPTER_FILES:
             client.log_artifact(run_id, str(cell.adapter / name), "model")
         return

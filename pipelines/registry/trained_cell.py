@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from pipelines.config import Config, config_hash
 from pipelines.errors import StageError
 from pipelines.run import parts
-from pipelines.run.files import _read
+from pipelines.run.files import read_record, run_first
 from pipelines.run.layout import Layout
+from pipelines.strategies.kinds import KINDS
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class TrainedCell:
     def read(cls, config: Config, backbone: str, strategy: str, seed: int) -> TrainedCell:
         """Raises StageError when the cell isn't trained and evaluated, or its adapter isn't all numbers."""
         layout, key = Layout(config), (backbone, strategy, seed)
-        training = _read(layout.training_record(*key), "train")
-        evaluations = {name: _read(layout.evaluation(*key, name), "evaluate") for name in config.benchmarks}
+        training = read_record(layout.training_record(*key), run_first("train"))
+        evaluations = {
+            name: read_record(layout.evaluation(*key, name), run_first("evaluate")) for name in config.benchmarks
+        }
         _check_finite(layout.adapter_weights(*key))
         return cls(config, *key, training, evaluations, _tags(config, key, training))
 
@@ -56,8 +59,9 @@ class TrainedCell:
         return Layout(self.config)
 
     @property
-    def kind(self) -> str:
-        return self.config.strategies[self.strategy].kind
+    def description(self) -> str | None:
+        """How to use its registered model; None where MLflow can load it."""
+        return KINDS[self.config.strategies[self.strategy].kind].description
 
     @property
     def adapter(self) -> Path:
@@ -112,8 +116,8 @@ def _check_finite(weights: Path) -> None:
 
 def _tags(config: Config, key: tuple[str, str, int], training: dict[str, Any]) -> dict[str, str]:
     layout, (backbone, strategy, seed) = Layout(config), key
-    frozen = _read(layout.backbone_record(backbone), "backbone")
-    episodes = _read(layout.data_manifest(backbone, "train"), "preprocess")
+    frozen = read_record(layout.backbone_record(backbone), run_first("backbone"))
+    episodes = read_record(layout.data_manifest(backbone, "train"), run_first("preprocess"))
     code = training["provenance"]["code"]
     tags = {
         "config": config.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from pipelines.config import Config
-from pipelines.errors import StageError
 from pipelines.evaluation.results import NLL
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.reporting.estimates import COLUMNS, estimate
@@ -18,8 +16,12 @@ from pipelines.reporting.methods import Methods
 from pipelines.reporting.samples import Sample, sample_answers
 from pipelines.reporting.scores import BenchmarkScores, Evaluation
 from pipelines.run import parts
+from pipelines.run.files import read_record
 from pipelines.run.layout import Layout
 from pipelines.run.status import Job, jobs
+
+REMEDY = "Remove it and run the workflow again."
+"""For a file that can't be read."""
 
 CellKey = tuple[str, str, int]
 """Backbone, strategy, seed."""
@@ -66,7 +68,7 @@ def gather(config: Config) -> Results:
     for (backbone, benchmark), cells in _evaluated(config, methods, done).items():
         answers, prompts = [], []
         for cell in cells:
-            result = read_json(layout.evaluation(*cell, benchmark))
+            result = read_record(layout.evaluation(*cell, benchmark), REMEDY)
             prompts.append(result["prompts"])
             costs += _costs(cell, benchmark, result)
             path = layout.records(*cell, benchmark)
@@ -96,18 +98,11 @@ def gather(config: Config) -> Results:
         curves={c: pd.read_csv(layout.curve(*c)) for c in trained if layout.curve(*c).exists()},
         backbones=_present({name: layout.backbone_record(name) for name in config.backbones}),
         episodes=_present(manifests),
-        training={cell: read_json(layout.training_record(*cell)) for cell in trained},
+        training={cell: read_record(layout.training_record(*cell), REMEDY) for cell in trained},
         registered=_present({cell: layout.registration(*cell) for cell in trained}),
         champions=_present({name: layout.champion(name) for name in config.backbones}),
         unfinished=[job for job in every if job.state != "done"],
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise StageError(f"{path}: can't be read ({error}). Remove it and run the workflow again.") from None
 
 
 COST_COLUMNS = [
@@ -159,4 +154,4 @@ def _evaluated(config: Config, methods: Methods, done: set) -> dict[tuple[str, s
 
 
 def _present(paths: dict[Any, Path]) -> dict[Any, dict[str, Any]]:
-    return {key: read_json(path) for key, path in paths.items() if path.exists()}
+    return {key: read_record(path, REMEDY) for key, path in paths.items() if path.exists()}

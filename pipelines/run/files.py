@@ -95,12 +95,5 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _read(path: Path, stage: str) -> dict[str, Any]:
-    return read_record(path, run_first(stage))
-
-
-_write = write_record
-
-
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
