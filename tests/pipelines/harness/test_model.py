@@ -203,12 +203,27 @@ def test_a_chat_has_no_beginning_of_text_but_its_templates(base, tokenizer):
     assert lm._encode_pair("Name:", " Blue.") != plain._encode_pair("Name:", " Blue.")
 
 
-def test_messages_that_can_not_be_told_apart_are_not_written_as_one(delta, tokenizer):
+def test_a_template_that_changes_messages_is_no_trouble_where_they_need_not_be_told_apart(delta):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("['content']", "['content'] | upper")
+    asked = {"max_gen_toks": 2}
+    for strategy in ("tsw", "ssw"):
+        lm = DeltaMemLM(delta(strategy), tokenizer)
+        text = lm.apply_chat_template(CHAT)
+        if strategy == "tsw":
+            assert len(lm.generate_until(requests("generate_until", (text, asked)))) == 1
+        else:
+            with pytest.raises(DeltaMemError, match="the chat template changed the text of message 0"):
+                lm.generate_until(requests("generate_until", (text, asked)))
+
+
+def test_an_answer_that_is_begun_goes_on_within_its_message(delta, tokenizer):
     lm = DeltaMemLM(delta("ssw"), tokenizer)
-    text = lm.apply_chat_template(CHAT)
-    lm._chats[text.rstrip()] = CHAT[:1]  # as if the template had put something else there
-    with pytest.raises(DeltaMemError, match="message by message"):
-        lm.generate_until(requests("generate_until", (text, {"max_gen_toks": 6})))
+    begun = [*CHAT, {"role": "assistant", "content": "It is"}]
+    text = lm.apply_chat_template(begun, add_generation_prompt=False)
+    prompt = lm._prompt(text, lm.tok_encode(text), 1)
+    assert tokenizer.decode(prompt.input_ids) == text and text.endswith("It is")
+    assert (prompt.segment_ids[-1], max(prompt.segment_ids)) == (5, 5)
 
 
 def test_only_the_beginning_of_a_prompt_is_left_out_of_the_window(delta, tokenizer):
