@@ -6,7 +6,6 @@ import random
 import sys
 from itertools import chain
 
-import huggingface_hub.constants
 import nltk
 import pytest
 import torch
@@ -387,8 +386,7 @@ def test_the_harness_knows_the_model_by_name():
         ("base=x", "0", "--batch_size 0: give the number of requests"),
     ],
 )
-def test_a_command_that_can_not_be_run_says_why(model_args, size, message, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_a_command_that_can_not_be_run_says_why(model_args, size, message):
     with pytest.raises(DeltaMemError, match=message):
         DeltaMemLM.create_from_arg_string(model_args, {"batch_size": size, "device": "cpu", "max_batch_size": None})
 
