@@ -65,8 +65,19 @@ class DeltaMemory:
 
     @staticmethod
     def cat(memories: Iterable[DeltaMemory]) -> DeltaMemory:
-        """Memories of several sequences as one batch."""
+        """Memories of several sequences as one batch; it has the first one's metadata.
+
+        Raises:
+            MemoryMismatchError: there are none, or not all are of one adapter's shape.
+        """
         memories = list(memories)
+        shapes = {tuple((i, *state.shape[1:]) for i, state in memory.states.items()) for memory in memories}
+        if len(shapes) != 1:
+            raise MemoryMismatchError(
+                "there is no memory to join"
+                if not memories
+                else f"memories of {len(shapes)} shapes don't make one batch"
+            )
         return DeltaMemory(
             {i: torch.cat([m.states[i] for m in memories]) for i in memories[0].states}, memories[0].metadata
         )

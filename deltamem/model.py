@@ -231,6 +231,7 @@ class DeltaMemModel(nn.Module):
         start = 0 if cache_length(cache) == 0 else int(cache.get_seq_length())
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         check_prompt(input_ids, mask, start)
+        check_cache(self.base_model.config, start, mask.shape[1] - start)
         check_positions(kwargs, mask.bool())
         need_segments(self.config, segment_ids, write, mask.shape[1] - start)
         if by_segment and segment_ids is not None:
@@ -250,7 +251,13 @@ class DeltaMemModel(nn.Module):
         return run_generate(self.base_model, traveller, input_ids, mask, kwargs, partial(self, strength=strength))
 
     def new_memory(self, batch_size: int) -> DeltaMemory:
-        """An empty memory: zero states [batch_size, N, r, r], float32, on the backbone's device."""
+        """An empty memory: zero states [batch_size, N, r, r], float32, on the backbone's device.
+
+        Raises:
+            DeltaMemError: the batch has no rows.
+        """
+        if batch_size < 1:
+            raise DeltaMemError(f"a memory is of at least one sequence, got batch_size={batch_size}")
         shape = (batch_size, self.config.num_states, self.config.rank, self.config.rank)
         return DeltaMemory({int(i): torch.zeros(shape, device=layer.in_proj.device) for i, layer in self._layers()})
 

@@ -107,6 +107,10 @@ def check_memory(memory: DeltaMemory, layers: nn.ModuleDict, batch: int) -> None
     Raises:
         MemoryMismatchError: it isn't.
     """
+    if not isinstance(memory, DeltaMemory):
+        raise MemoryMismatchError(
+            f"memory must be a DeltaMemory (model.new_memory makes one), got {type(memory).__name__}"
+        )
     numbers = {int(i) for i in layers}
     if set(memory.states) != numbers:
         raise MemoryMismatchError(

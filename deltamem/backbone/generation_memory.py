@@ -192,6 +192,11 @@ def insert_call(module: PreTrainedModel, args: tuple, kwargs: dict):
         if memory.position and tokens.shape[1] == memory.position + 1:
             memory.begin_again(*tokens.shape[:1], tokens.device)
         elif memory.position:
+            if tokens.shape[1] == 1 and kwargs.get("position_ids") is not None:  # transformers before 5.20 or so
+                raise DeltaMemError(
+                    f"this version of transformers drops the cache at {memory.position} tokens and then feeds one "
+                    "token without it: stay below that length (max_new_tokens), or install a later transformers"
+                )
             return args, kwargs
         cache = kwargs["past_key_values"] = DynamicCache(config=module.config.get_text_config(decoder=True))
         memory.follow(cache)

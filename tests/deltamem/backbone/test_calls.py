@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig, StaticCache
 
-from deltamem import DeltaMemConfig, DeltaMemError, get_delta_mem_model
+from deltamem import DeltaMemConfig, DeltaMemError, DeltaMemory, get_delta_mem_model
 from deltamem.errors import MemoryMismatchError, SegmentsMissingError, UnsupportedModelError
 
 IDS = torch.tensor([[5, 9, 20, 33, 7, 8]])
@@ -168,6 +168,20 @@ def test_a_memory_is_float32_where_the_layers_are(model):
     narrow = {i: state[..., :4, :4] if i else state for i, state in memory.states.items()}
     with pytest.raises(MemoryMismatchError, match="need"):
         model(IDS, memory=type(memory)(narrow))
+    for other in (memory.states, memory.states[0], "models:/memory"):
+        with pytest.raises(MemoryMismatchError, match="must be a DeltaMemory .*, got"):
+            model(IDS, memory=other)
+
+
+def test_memories_that_do_not_fit_make_no_batch(model, tiny_model):
+    other = get_delta_mem_model(tiny_model("qwen3"), DeltaMemConfig(layers=(0,)))
+    with pytest.raises(MemoryMismatchError, match="memories of 2 shapes"):
+        DeltaMemory.cat([model.new_memory(1), other.new_memory(1)])
+    with pytest.raises(MemoryMismatchError, match="no memory to join"):
+        DeltaMemory.cat([])
+    with pytest.raises(DeltaMemError, match="at least one sequence, got batch_size=0"):
+        model.new_memory(0)
+    assert DeltaMemory.cat([model.new_memory(1), model.new_memory(2)]).batch_size == 3
 
 
 @pytest.mark.parametrize(
