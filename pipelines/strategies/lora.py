@@ -133,7 +133,7 @@ def collate_prompts(
     for row in rows:
         row["context_ids"], row["segment_ids"] = [], []
         if context:
-            row["question_ids"] = encode_messages(tokenizer, whole_chat(row), True).input_ids
+            row["question_ids"] = encode_messages(tokenizer, whole_chat(row), True, segment=None).input_ids
     table = pa.Table.from_pylist(rows, schema=episodes.schema)
     return collate(table, [[number] for number in range(len(rows))], tokenizer.pad_token_id)
 

@@ -35,7 +35,7 @@ class LoraRecipe(Recipe):
             none = pa.array([[]] * len(episodes), episodes.schema.field(position).type)
             return episodes.set_column(position, "context_ids", none), notes
         limit = window(self.backbone_config)
-        encoder = PromptEncoder(self.tokenizer, "message", limit)
+        encoder = PromptEncoder(self.tokenizer, None, limit)
         fitting, count = fit_window(episodes, encoder, self.config.data.overlong)
         if not len(fitting):
             raise StageError(
@@ -98,7 +98,7 @@ def fit_window(
 
 
 def _prompt_tokens(row: dict[str, Any], encoder: PromptEncoder) -> int:
-    prompt = encode_messages(encoder.tokenizer, whole_chat(row), add_generation_prompt=True)
+    prompt = encode_messages(encoder.tokenizer, whole_chat(row), add_generation_prompt=True, segment=None)
     return len(prompt.input_ids) + len(row["answer_ids"])
 
 

@@ -43,7 +43,7 @@ class Summaries:
     def _prompt(self, text: str, limit: int) -> EncodedMessages:
         while True:
             request = {"role": "user", "content": f"{text}\n\n{REQUEST}"}
-            encoded = encode_messages(self.encoder.tokenizer, [request], add_generation_prompt=True)
+            encoded = encode_messages(self.encoder.tokenizer, [request], add_generation_prompt=True, segment=None)
             if len(encoded.input_ids) + limit <= self.encoder.window or not text:
                 return encoded
             text = text[: len(text) // 2]
