@@ -283,7 +283,7 @@ def test_command_line(configure, tmp_path):
             "--backbone",
             BACKBONE,
         ]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == code, result.stderr
         assert "Traceback" not in result.stderr
     assert "bad.json, line 1, column" in result.stderr
