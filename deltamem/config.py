@@ -47,8 +47,7 @@ class DeltaMemConfig:
         _choose("strategy", self.strategy, STRATEGIES)
         _choose("segment", self.segment, ("message", "sentence"))
         _choose("output_init", self.output_init, ("base_slice", "zero", "random"))
-        if self.num_states is None:
-            self.num_states = DEFAULT_NUM_STATES[self.strategy]
+        self.num_states = self.states
         for name in ("rank", "num_states"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -70,9 +69,14 @@ class DeltaMemConfig:
             self.layers = tuple(sorted(set(self.layers)))
 
     @property
+    def states(self) -> int:
+        """States N per layer."""
+        return DEFAULT_NUM_STATES[self.strategy] if self.num_states is None else self.num_states
+
+    @property
     def width(self) -> int:
         """Channels N·r of the reads."""
-        return self.num_states * self.rank
+        return self.states * self.rank
 
     @property
     def scale(self) -> float:
@@ -91,7 +95,8 @@ class DeltaMemConfig:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(sorted(known))}"
                 raise ConfigError(f"unknown δ-mem option {key!r}{hint}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**options)
 
 
 def _choose(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import ItemsView, Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class DeltaMemLayer(nn.Module):
             base_columns: [out, ≤ r], the first columns of the backbone's projection weights, of the steered heads.
         """
         super().__init__()
-        self.num_states, self.rank, self.scale = config.num_states, config.rank, config.scale
+        self.num_states, self.rank, self.scale = config.states, config.rank, config.scale
         self.per_segment = config.strategy == "ssw"
         device = next(iter(base_columns.values())).device
         width = config.width
@@ -118,6 +118,16 @@ class DeltaMemLayer(nn.Module):
         else:
             flat.addmm_(reads.to(output.dtype), weight.to(output.dtype).t(), alpha=self.scale)
         return output
+
+
+class MemoryLayers(nn.ModuleDict):
+    """An adapter's layers by their numbers as text."""
+
+    def __getitem__(self, key: str) -> DeltaMemLayer:
+        return cast(DeltaMemLayer, super().__getitem__(key))
+
+    def items(self) -> ItemsView[str, DeltaMemLayer]:
+        return cast("ItemsView[str, DeltaMemLayer]", super().items())
 
 
 def mean_gates(biases: Sequence[Tensor], written: Sequence[Written]) -> Tensor:

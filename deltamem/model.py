@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ from deltamem.backbone.row_ends import watch_ends
 from deltamem.backbone.steering import DeltaCall, attach, write_trunk
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import ConfigError, DeltaMemError, UnsupportedModelError
-from deltamem.layer import DeltaMemLayer, mean_gates
+from deltamem.layer import DeltaMemLayer, MemoryLayers, mean_gates
 from deltamem.memory import DeltaMemory
 from deltamem.segments import rank_segments
 
@@ -72,7 +72,7 @@ class DeltaMemModel(nn.Module):
             raise ConfigError(f"layers names layer {max(indices)}, but the backbone has layers 0 to {depth - 1}")
         base_model.requires_grad_(False)
         self.base_model, self.config, self.strength = base_model, config, 1.0
-        self.memory_layers = nn.ModuleDict(
+        self.memory_layers = MemoryLayers(
             {
                 str(i): DeltaMemLayer(
                     config,
@@ -222,13 +222,13 @@ class DeltaMemModel(nn.Module):
         check_tokens(input_ids)
         memory, cache = self._check(memory, len(input_ids)), kwargs.get("past_key_values")
         if self.adapter_disabled:
-            out = self.base_model.generate(input_ids, attention_mask=attention_mask, **kwargs)
+            out = cast(Any, self.base_model).generate(input_ids, attention_mask=attention_mask, **kwargs)
             if not isinstance(out, Tensor):
                 out.memory = memory.select(rows_of(out.sequences, len(input_ids)).to(memory.device))
             return out
         by_segment, options = self.config.strategy == "ssw", GenerationOptions(self.base_model, kwargs)
         options.check(by_segment and write)
-        start = 0 if cache_length(cache) == 0 else int(cache.get_seq_length())
+        start = 0 if cache is None or cache_length(cache) == 0 else int(cache.get_seq_length())
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         check_prompt(input_ids, mask, start)
         check_cache(self.base_model.config, start, mask.shape[1] - start)
@@ -258,8 +258,9 @@ class DeltaMemModel(nn.Module):
         """
         if batch_size < 1:
             raise DeltaMemError(f"a memory is of at least one sequence, got batch_size={batch_size}")
-        shape = (batch_size, self.config.num_states, self.config.rank, self.config.rank)
-        return DeltaMemory({int(i): torch.zeros(shape, device=layer.in_proj.device) for i, layer in self._layers()})
+        shape = (batch_size, self.config.states, self.config.rank, self.config.rank)
+        layers = self.memory_layers.items()
+        return DeltaMemory({int(i): torch.zeros(shape, device=layer.in_proj.device) for i, layer in layers})
 
     # --- files and manners ------------------------------------------------------------------------------------
 
@@ -285,7 +286,7 @@ class DeltaMemModel(nn.Module):
         fill_layers(model.memory_layers, tensors, config, str(path))
         if not is_trainable:
             model.requires_grad_(False).eval()
-            for _, layer in model._layers():
+            for _, layer in model.memory_layers.items():
                 layer.in_proj.data = layer.in_proj.data.to(base_model.dtype)
                 layer.steer.to(base_model.dtype)
         return model
@@ -314,7 +315,7 @@ class DeltaMemModel(nn.Module):
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
     @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
+    def disable_adapter(self) -> Generator[None]:
         """Inside, the model is the frozen backbone."""
         before, self._adapter_disabled = self._adapter_disabled, True
         try:
@@ -358,9 +359,6 @@ class DeltaMemModel(nn.Module):
         return self.base_model.dtype
 
     # --- checks -----------------------------------------------------------------------------------------------
-
-    def _layers(self) -> Iterator[tuple[str, DeltaMemLayer]]:
-        return iter(self.memory_layers.items())
 
     def _no_cache(self) -> NoCache | None:
         block = self._decoder.layers[0].module

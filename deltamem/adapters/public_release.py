@@ -10,7 +10,7 @@ import json
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,11 @@ DETAILS = (
     "memory_partition_", "global_memory_", "memory_reader_", "projected_kv_", "latent_", "rwkv_", "delta_scale_",
     "memory_fusion_", "memory_write_proposals", "tie_memory_partition", "delta_o_rmsnorm_eps", "base_slice_ref_width",
 )  # fmt: skip
-GRANULARITY = {"token": None, "message_mean": "message", "sentence_mean": "sentence"}
+GRANULARITY: dict[str, Literal["message", "sentence"] | None] = {
+    "token": None,
+    "message_mean": "message",
+    "sentence_mean": "sentence",
+}
 READ = {
     "rank", "alpha", "num_state_heads", "memory_write_granularity", "delta_heads", "target_layers", "beta_bias_init",
     "output_init", "online_gain",

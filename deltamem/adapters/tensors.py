@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import AdapterFormatError
+from deltamem.layer import MemoryLayers
 
 INPUTS = ("memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj")
 
@@ -31,7 +32,7 @@ def collect_tensors(parameters: dict[str, Tensor], config: DeltaMemConfig) -> di
     return tensors
 
 
-def fill_layers(layers: nn.ModuleDict, tensors: dict[str, Tensor], config: DeltaMemConfig, where: str) -> None:
+def fill_layers(layers: MemoryLayers, tensors: dict[str, Tensor], config: DeltaMemConfig, where: str) -> None:
     """Copy tensors into the layers; every tensor must be there, have its shape, and be used.
 
     Raises:

@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from deltamem.backbone import facts
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import DeltaMemError, MemoryMismatchError, SegmentsMissingError
+from deltamem.layer import MemoryLayers
 from deltamem.memory import DeltaMemory
 
 
@@ -98,7 +99,7 @@ def need_segments(config: DeltaMemConfig, segment_ids: Tensor | None, write: boo
         )
 
 
-def check_memory(memory: DeltaMemory, layers: nn.ModuleDict, batch: int) -> None:
+def check_memory(memory: DeltaMemory, layers: MemoryLayers, batch: int) -> None:
     """A memory is this adapter's and this batch's, in float32, where the layers are.
 
     Args:
@@ -130,7 +131,7 @@ def check_memory(memory: DeltaMemory, layers: nn.ModuleDict, batch: int) -> None
             )
 
 
-def check_segments(segment_ids: Tensor, shape: tuple[int, int]) -> None:
+def check_segments(segment_ids: Tensor, shape: tuple[int, ...]) -> None:
     """Segments are integers, one for each token.
 
     Raises:

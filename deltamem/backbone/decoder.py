@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from deltamem.errors import UnsupportedModelError
 
@@ -17,7 +19,7 @@ RECURRENT = {"hybrid", "hybrid_sliding", "linear_attention", "conv", "mamba", "r
 class Projection:
     """A (slice of a) linear layer whose output is steered: features start:stop of it."""
 
-    module: nn.Module
+    module: nn.Linear  # or what quantisation has put in its place
     start: int
     stop: int
 
@@ -78,7 +80,7 @@ class Decoder:
     hidden_size: int
 
 
-def find_decoder(model: nn.Module) -> Decoder:
+def find_decoder(model: PreTrainedModel) -> Decoder:
     """Find the attention layers of a causal language model.
 
     Raises:
@@ -120,7 +122,7 @@ def _find_layer(block: nn.Module, where: str) -> DecoderLayer:
     return DecoderLayer(block, attention, _need(block, where, "norm before attention", "input_layernorm"), projections)
 
 
-def _need(module: nn.Module, where: str, what: str, *names: str) -> nn.Module:
+def _need(module: nn.Module, where: str, what: str, *names: str) -> Any:
     for name in names:
         found = getattr(module, name, None)
         if isinstance(found, nn.Module):
@@ -131,16 +133,16 @@ def _need(module: nn.Module, where: str, what: str, *names: str) -> nn.Module:
     )
 
 
-def _whole(linear: nn.Module) -> Projection:
+def _whole(linear: nn.Linear) -> Projection:
     return Projection(linear, 0, _out_features(linear))
 
 
-def _out_features(linear: nn.Module) -> int:
+def _out_features(linear: nn.Linear) -> int:
     """Of a linear layer; a quantised one's weight is packed and has another shape."""
     return linear.out_features if hasattr(linear, "out_features") else linear.weight.shape[0]
 
 
-def _split_packed(packed: nn.Module, attention: nn.Module, where: str) -> dict[str, Projection]:
+def _split_packed(packed: nn.Linear, attention: Any, where: str) -> dict[str, Projection]:
     """Rows of a packed qkv projection: queries, then keys, then values (Phi-3)."""
     config = attention.config
     head_dim = getattr(attention, "head_dim", None) or config.hidden_size // config.num_attention_heads

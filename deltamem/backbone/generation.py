@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from deltamem.backbone.generation_memory import GenerationMemory
 from deltamem.errors import DeltaMemError
@@ -15,7 +14,7 @@ from deltamem.memory import DeltaMemory
 
 
 def run_generate(
-    base: PreTrainedModel,
+    base: Any,
     traveller: GenerationMemory,
     input_ids: Tensor,
     mask: Tensor,

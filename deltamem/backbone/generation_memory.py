@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from deltamem.backbone.calls import check_cache
@@ -16,6 +17,7 @@ from deltamem.backbone.facts import longrope_switch
 from deltamem.backbone.row_ends import RowEnds
 from deltamem.backbone.steering import DeltaCall
 from deltamem.errors import DeltaMemError, MemoryMismatchError
+from deltamem.layer import MemoryLayers
 from deltamem.memory import DeltaMemory
 from deltamem.segments import rank_segments
 
@@ -37,7 +39,7 @@ class GenerationMemory:
 
     def __init__(
         self,
-        layers: nn.ModuleDict,
+        layers: MemoryLayers,
         memory: DeltaMemory,
         mask: Tensor,
         segment_ids: Tensor | None,
@@ -52,12 +54,12 @@ class GenerationMemory:
         self.segment_ids = self.prompt_segments = segment_ids
         self.start = self.position = start
         self.ends = ends
-        self.cache: Cache | None = None
+        self.cache: Any = None  # a Cache that is a _FollowedByMemory, too
         self._alive: list[Tensor] = []  # of the tokens generated and fed, [B] bool each
         self._call: DeltaCall | None = None
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Generator[None]:
         """Inside, the passes of ``generate`` read and write this memory; afterwards its cache is like any other."""
         token = _running.set(self)
         try:
@@ -71,7 +73,8 @@ class GenerationMemory:
         """Take the cache (any Cache object, new or already filled) that generate goes on with."""
         if not isinstance(cache, _FollowedByMemory):
             cache.__class__ = _followed(type(cache))
-        cache.generation_memory, self.cache = self, cache
+        followed: Any = cache
+        followed.generation_memory, self.cache = self, followed
 
     def begin(self, tokens: Tensor) -> DeltaCall:
         """The call of the next forward pass, which feeds ``tokens`` [B, T]."""
@@ -147,13 +150,13 @@ def _repeated(rows: Tensor, batch: int) -> Tensor:
     return rows.repeat_interleave(batch // have, 0)
 
 
-class _FollowedByMemory:
+class _FollowedByMemory(Cache):
     """Mixed into the class of a cache object: the memory follows what ``generate`` does with its rows."""
 
     generation_memory: GenerationMemory | None = None
     is_croppable = False  # where it could be cropped, transformers would read tokens in advance and take them back
 
-    def reorder_cache(self, beam_idx: Tensor):
+    def reorder_cache(self, beam_idx: Any):
         super().reorder_cache(beam_idx)
         if self.generation_memory is not None:
             self.generation_memory.reorder(beam_idx)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deltamem.backbone.decoder import Decoder, DecoderLayer, Projection
-from deltamem.layer import DeltaMemLayer, Written
+from deltamem.layer import DeltaMemLayer, MemoryLayers, Written
 from deltamem.segments import Segments
 
 
@@ -42,7 +42,7 @@ class DeltaCall:
         writes: [B] bool, the sequences whose single token writes; None: all.
     """
 
-    layers: nn.ModuleDict
+    layers: MemoryLayers
     memory_in: dict[int, Tensor]
     valid: Tensor | None = None
     segments: Segments | None = None
@@ -87,7 +87,7 @@ class DeltaCall:
 _now: ContextVar[tuple[DeltaMemLayer, Tensor] | None] = ContextVar("deltamem_steering", default=None)
 
 
-def attach(decoder: Decoder, memory_layers: nn.ModuleDict) -> list[RemovableHandle]:
+def attach(decoder: Decoder, memory_layers: MemoryLayers) -> list[RemovableHandle]:
     """Register the hooks on every attention module of the backbone; the handles take them off again."""
     handles = []
     for index, layer in enumerate(decoder.layers):
@@ -110,7 +110,7 @@ class _Enter:
     """Before an attention module: takes out this adapter's call, reads and writes."""
 
     index: int
-    memory_layers: nn.ModuleDict
+    memory_layers: MemoryLayers
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict):
         call: DeltaCall | None = kwargs.get("delta_call")
@@ -167,7 +167,7 @@ class _WriteOnly(nn.Module):
         return hidden_states
 
 
-def write_trunk(decoder: Decoder, memory_layers: nn.ModuleDict) -> nn.Module:
+def write_trunk(decoder: Decoder, memory_layers: MemoryLayers) -> nn.Module:
     """The backbone's trunk, cut after the last layer that has a memory; it shares all its modules.
 
     It is made for each pass, which takes no time to speak of: one that was kept would miss what is replaced in the

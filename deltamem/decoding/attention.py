@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
@@ -30,7 +31,7 @@ def with_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """
     attentions = {layer.attention for layer in find_decoder(model).layers}
 
-    def twin(module: nn.Module) -> nn.Module:
+    def twin(module: Any) -> Any:
         if not any(inner in attentions for inner in module.modules()):
             return module
         if "forward" in vars(module):
@@ -81,7 +82,7 @@ def _attend_in_slots(
 
 
 def _attend_after_prefix(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class KeyValues:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
     @classmethod
-    def from_cache(cls, cache: DynamicCache) -> KeyValues:
+    def from_cache(cls, cache: Cache) -> KeyValues:
         """The cache's tensors, not copied: appending replaces them and never changes them."""
-        return cls(tuple((layer.keys, layer.values) for layer in cache.layers))
+        layers: list[Any] = list(cache.layers)
+        return cls(tuple((layer.keys, layer.values) for layer in layers))
 
     def to_cache(self) -> DynamicCache:
         """A cache that a forward pass may append to.

@@ -63,4 +63,6 @@ class PrefixReader:
             shared_prefix=prefix,
             **options,
         )
-        return out.logits, self.model.memory_after(call, memory) if call else memory
+        if isinstance(self.model, DeltaMemModel) and call is not None:
+            memory = self.model.memory_after(call, memory)
+        return out.logits, memory

@@ -44,6 +44,7 @@ class SlotDecoder:
         self, model: DeltaMemModel | PreTrainedModel, slots: int, capacity: int, prefix: KeyValues | None = None
     ):
         self.model, self.slots, self.capacity, self.prefix = model, slots, capacity, prefix
+        self._with_memory = model if isinstance(model, DeltaMemModel) else None
         self.base = backbone_of(model)
         self._stepped = with_attention(self.base, PREFIXED if prefix else SLOTS)
         device = self.base.device
@@ -53,8 +54,8 @@ class SlotDecoder:
         self.writes = torch.zeros(slots, dtype=torch.bool, device=device)
         self.strength = torch.ones(slots, device=device)
         self._as_trained = True  # the usual case needs no product with the strength
-        self.memory: DeltaMemory | None = model.new_memory(slots) if isinstance(model, DeltaMemModel) else None
-        self.logits: Tensor | None = None
+        self.memory: DeltaMemory | None = self._with_memory.new_memory(slots) if self._with_memory else None
+        self.logits: Tensor = torch.empty(0)  # the first step knows their shape and dtype
         self._lengths = [-1] * slots  # of the slots in use; known without asking the device
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -88,8 +89,8 @@ class SlotDecoder:
         self.cache.fill(slots, keys, mask)
         self.token[index, 0] = tokens
         self.active[index], self.writes[index] = True, write
-        if self.memory is not None:
-            self._set_strength(index, checked_strength(self.model.strength if strength is None else strength))
+        if self._with_memory is not None:
+            self._set_strength(index, checked_strength(self._with_memory.strength if strength is None else strength))
         for slot in slots:  # padded ones may be shorter: an upper bound is enough to watch the capacity
             self._lengths[slot] = keys.length
         for i, state in (self.memory.states if self.memory else {}).items():
@@ -108,7 +109,7 @@ class SlotDecoder:
             self._step()
         else:
             if self._graph is None:
-                self._capture()
+                self._graph = self._capture()
             self._graph.replay()
         self._lengths = [length + 1 if length >= 0 else -1 for length in self._lengths]
         return self.logits
@@ -165,7 +166,7 @@ class SlotDecoder:
 
     def _bare(self) -> bool:
         """Whether this is inside the model's ``disable_adapter``."""
-        return self.memory is not None and self.model.adapter_disabled
+        return self._with_memory is not None and self._with_memory.adapter_disabled
 
     def _set_strength(self, slots: Tensor, strength: float) -> None:
         if strength != 1 and self._as_trained:
@@ -174,11 +175,11 @@ class SlotDecoder:
 
     def _step(self) -> None:
         call = {}
-        if self.memory is not None and not self._bare():
+        if self._with_memory is not None and self.memory is not None and not self._bare():
             # the states are updated in place: no other pass can be reading these buffers
             states = dict(self.memory.states)
             call["delta_call"] = DeltaCall(
-                self.model.memory_layers,
+                self._with_memory.memory_layers,
                 states,
                 self.active[:, None],
                 strength=1.0 if self._as_trained else self.strength,
@@ -200,13 +201,13 @@ class SlotDecoder:
             use_cache=True,
             **call,
         )
-        if self.logits is None:
+        if not self.logits.numel():
             self.logits = torch.empty_like(out.logits[:, -1])
         self.logits.copy_(out.logits[:, -1])
         self.token.copy_(self.logits.argmax(-1, keepdim=True))
         self.cache.lengths.add_(self.active)
 
-    def _capture(self) -> None:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         """Warm up on the side and undo it, then record one step."""
         kept = [self.token, self.cache.lengths, *(self.memory.states.values() if self.memory else ())]
         before = [tensor.clone() for tensor in kept]
@@ -217,10 +218,11 @@ class SlotDecoder:
         torch.cuda.current_stream().wait_stream(stream)
         for tensor, value in zip(kept, before, strict=True):
             tensor.copy_(value)
-        self._graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # other threads may go on using the device, as those of a server that load and save sessions do
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step()
+        return graph
 
 
 def round_up(count: int, device: torch.device) -> int:

@@ -52,7 +52,8 @@ class SlotCache(Cache):
     def take(self, slot: int, length: int) -> KeyValues:
         """A copy of one slot's first ``length`` tokens."""
         pairs = zip(self.layers_keys, self.layers_values, strict=True)
-        return KeyValues(tuple(tuple(x[slot : slot + 1, :, :length].clone() for x in pair) for pair in pairs))
+        one = (slice(slot, slot + 1), slice(None), slice(length))
+        return KeyValues(tuple((keys[one].clone(), values[one].clone()) for keys, values in pairs))
 
     def _layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The buffers of a layer, made for keys and values like these when they are first needed."""

@@ -147,7 +147,7 @@ def _inspect_adapter(path: str) -> Inspection:
         steering = [get(f"delta_{head}_proj").norm() for head in heads]
         values = [*norms, gate.mean(), gate.min(), gate.max(), *steering]
         rows.append([str(i), f"{count:,}", *(f"{float(value):.4f}" for value in values)])
-        tiles[i] = gate.view(config.num_states, config.rank)
+        tiles[i] = gate.view(config.states, config.rank)
     facts = {
         "strategy": config.strategy.upper() + (f" per {config.segment}" if config.strategy == "ssw" else ""),
         "memory": f"{len(layers)} layers × {config.num_states} states of {config.rank}×{config.rank}",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def steering_ratios(
         memory: None: what the tokens themselves write, read in a second pass.
         segment_ids: [B, T] int, which ssw needs.
     """
-    options = {"attention_mask": attention_mask, "segment_ids": segment_ids}
+    options: dict[str, Any] = {"attention_mask": attention_mask, "segment_ids": segment_ids}
     if memory is None:
         memory = model.write(input_ids, **options)
     valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
@@ -54,7 +55,7 @@ def steering_ratios(
 
 
 @contextmanager
-def _watched(model: DeltaMemModel, valid: Tensor, squares: dict[int, dict[str, list[float]]]) -> Iterator[None]:
+def _watched(model: DeltaMemModel, valid: Tensor, squares: dict[int, dict[str, list[float]]]) -> Generator[None]:
     """Inside, each pass leaves the squared norms of what is steered and of what is added."""
     layers, handles = find_decoder(model.base_model).layers, []
     for name in model.memory_layers:

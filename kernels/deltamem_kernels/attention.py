@@ -98,7 +98,7 @@ MOST_SCORES = 2**27
 
 def _attend_all(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of scaled queries [H, Q, D] to all keys [H, P, D], in float32: [H, Q, D], and log Σ exp [H, Q]."""
-    block = max(128, MOST_SCORES // query.shape[:2].numel())
+    block = max(128, MOST_SCORES // (query.shape[0] * query.shape[1]))
     top = query.new_full((*query.shape[:2], 1), float("-inf"))
     total, out = torch.zeros_like(top), torch.zeros_like(query)
     for some_keys, some_values in zip(keys.split(block, 1), values.split(block, 1), strict=True):

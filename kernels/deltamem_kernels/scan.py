@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
@@ -26,8 +27,11 @@ def _torch_gated_delta_scan(projected, beta_bias, state, mask=None, scan=_torch_
     return scan(*gate_projections(projected, beta_bias, state.shape[1], state.shape[-1]), state, mask)
 
 
-BACKENDS = {"naive": naive_delta_scan, "torch": _torch_delta_scan}
-GATED_BACKENDS = {"naive": partial(_torch_gated_delta_scan, scan=naive_delta_scan), "torch": _torch_gated_delta_scan}
+BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"naive": naive_delta_scan, "torch": _torch_delta_scan}
+GATED_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "naive": partial(_torch_gated_delta_scan, scan=naive_delta_scan),
+    "torch": _torch_gated_delta_scan,
+}
 # CPU builds of torch come without a driver to compile for, and some without triton
 if triton_runs():
     from deltamem_kernels.triton_scan import triton_delta_scan, triton_gated_delta_scan

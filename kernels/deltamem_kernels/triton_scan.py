@@ -8,9 +8,11 @@ finished q, k, v, β stacked (then it is None).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import overload
 
 import torch
 import triton
@@ -109,6 +111,10 @@ def _launch(kernel, grid: tuple[int, int, int], args: tuple, constants: tuple) -
         compiled[grid](*(x.data_ptr() if isinstance(x, Tensor) else x for x in args), *constants)
 
 
+@overload
+def _ready(x: Tensor) -> Tensor: ...
+@overload
+def _ready(x: None) -> None: ...
 def _ready(x: Tensor | None) -> Tensor | None:
     """Contiguous and 16-byte aligned."""
     if x is None:
@@ -123,7 +129,7 @@ def _on_device(x: Tensor):
     return nullcontext()
 
 
-def _walk(plan: Plan, programs: int, buffers: list[Tensor], given: Tensor, final: Tensor, adjoint: bool) -> None:
+def _walk(plan: Plan, programs: int, buffers: Sequence[Tensor], given: Tensor, final: Tensor, adjoint: bool) -> None:
     """From the chunks' matrices and offsets to the state before every chunk (or the gradient after it)."""
     matrices, offsets, wide_matrices, wide_offsets, starts = buffers
     rank, rows = plan.rank, plan.walked_rows
