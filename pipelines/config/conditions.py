@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-ConditionName = Literal["none", "state", "swapped", "permuted", "full"]
+ConditionName = Literal["none", "state", "swapped", "permuted", "strength_0", "strength_2", "full"]
 
 
 class Condition(NamedTuple):
@@ -19,6 +19,7 @@ class Condition(NamedTuple):
         written_from: whose history the memory is written from before the question: that of the question's own
             context or of another; None: the memory is empty.
         layers_permuted: whether every layer reads the state that another one wrote.
+        strength: how strongly the memory steers, 1 as trained.
         by_default: whether a configuration that names no conditions asks under it.
     """
 
@@ -28,6 +29,7 @@ class Condition(NamedTuple):
     history_in_prompt: bool = False
     written_from: Literal["own", "other"] | None = None
     layers_permuted: bool = False
+    strength: float = 1.0
     by_default: bool = True
 
     @property
@@ -56,6 +58,22 @@ CONDITIONS: dict[ConditionName, Condition] = {
         "A further control: what is left of state when no layer finds what it wrote.",
         written_from="own",
         layers_permuted=True,
+        by_default=False,
+    ),
+    "strength_0": Condition(
+        "question",
+        "written from the right history, steering nothing",
+        "A check of the model: the answers of none, to the bit.",
+        written_from="own",
+        strength=0.0,
+        by_default=False,
+    ),
+    "strength_2": Condition(
+        "question",
+        "written from the right history, steering twice as much as trained",
+        "How the answers of state change when the memory is turned up.",
+        written_from="own",
+        strength=2.0,
         by_default=False,
     ),
     "full": Condition(

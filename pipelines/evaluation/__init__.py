@@ -10,13 +10,15 @@ none        question             empty
 state       question             written from the right history
 swapped     question             written from the history of another document (see ``swap``)
 permuted    question             written from the right history, each layer's state given to the next layer
+strength_0  question             written from the right history, steering nothing: what none says, to the bit
+strength_2  question             written from the right history, steering twice as much as trained
 full        history + question   written from the history as it is read, the setting of the paper
 ==========  ===================  ==========================================================================
 
-``pipelines.config.conditions`` is the table that the code goes by; ``permuted`` is asked only where a configuration
-names it.
+``pipelines.config.conditions`` is the table that the code goes by; ``permuted`` and the two strengths are asked only
+where a configuration names them.
 
-Under none, state, swapped and permuted the question and the answer are read only: nothing is written, so that the
+Under all conditions but full the question and the answer are read only: nothing is written, so that the
 conditions differ in what the memory holds at the start and in nothing else. An empty memory adds nothing,
 which makes ``none`` the frozen backbone with the question alone. Under full everything is written as it is
 read, as in the paper: the history in one pass, the question in the next, then the answer token by token. The

@@ -110,7 +110,8 @@ class Examiner:
                     self._ask_full(asked)
                 else:
                     found = permute_layers(memory) if memory and CONDITIONS[name].layers_permuted else memory
-                    self._ask_alone(name, asked, written_from.get(name), found, row_of)
+                    with self.reader.steered(CONDITIONS[name].strength):
+                        self._ask_alone(name, asked, written_from.get(name), found, row_of)
 
     def _sources(self, whose: Literal["own", "other"]) -> dict[str, str]:
         """The context whose history each context's memory is written from; those without a history are left out."""

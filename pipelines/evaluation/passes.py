@@ -161,6 +161,18 @@ class Reader:
         return self._decoder
 
     @contextmanager
+    def steered(self, strength: float) -> Iterator[None]:
+        """Inside, the memory steers so strongly, 1 as trained; a model without one stays as it is."""
+        if not self.has_memory:
+            yield
+            return
+        before, self.model.strength = self.model.strength, strength
+        try:
+            yield
+        finally:
+            self.model.strength = before
+
+    @contextmanager
     def cost(self, part: str) -> Iterator[dict[str, Any]]:
         """Fills a dict with what the work inside takes: seconds, tokens, and the peak of memory in bytes."""
         cost: dict[str, Any] = {"part": part}

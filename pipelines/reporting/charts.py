@@ -17,7 +17,9 @@ plt.switch_backend("Agg")  # files only, no windows
 
 INK = "#1d2733"
 """Of text and lines; the page replaces it where its background is dark."""
-COLOURS = dict(zip(CONDITIONS, ("#8b95a5", "#3b7dd8", "#e08a2e", "#9b6bb3", "#3f9e6e"), strict=True))
+COLOURS = dict(
+    zip(CONDITIONS, ("#8b95a5", "#3b7dd8", "#e08a2e", "#9b6bb3", "#8fb3d9", "#1d4f8f", "#3f9e6e"), strict=True)
+)
 """Of the conditions."""
 STYLE = {
     "axes.axisbelow": True,

@@ -179,6 +179,22 @@ def test_question_alone_with_every_memory(strategy, make_model, tokenizer, evalu
     )
 
 
+def test_strengths_turn_the_memory_off_and_up(make_model, tokenizer, evaluate):
+    model = make_model()
+    records, alone = evaluate(model, conditions=["none", "state", "strength_0", "strength_2"]), Alone(model, tokenizer)
+    assert model.strength == 1
+    for c in CONTEXTS:
+        memory = alone.written(c.history)
+        for question in c.questions:
+            none, off = (records[name, question.question_id] for name in ("none", "strength_0"))
+            assert {**off, "condition": "none"} == none
+            model.strength = 2.0
+            twice = alone.ask(*alone.encode(question.messages), question, memory, write=False)
+            model.strength = 1.0
+            assert_same(records["strength_2", question.question_id], twice)
+            assert records["state", question.question_id]["nll"] != pytest.approx(twice[0], abs=1e-4)
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_model_whose_answers_are_no_numbers_is_not_scored(condition, make_model, evaluate):
     model = make_model()
