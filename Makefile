@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | ck
 UV := UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quantized quickstart lint lock clean
+.PHONY: help setup test test-quantized quickstart lint docs lock clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ lint: setup ## check style, format, import contracts and types
 	$(IN_VENV) lint-imports
 	$(IN_VENV) ty check
 
+docs: setup ## build the documentation's site into site/
+	$(IN_VENV) NO_MKDOCS_2_WARNING=1 mkdocs build --strict --clean --quiet
+	@echo "The site: site/index.html"
+
 # The lock is solved for a CPU build of torch, so that it names no CUDA libraries (where pip finds none:
 # UV_TORCH_BACKEND=cpu make lock). The local part of a version (+cpu) names a build, which differs by machine.
 lock: setup ## bring requirements.lock in step with pyproject.toml
@@ -67,5 +71,5 @@ lock: setup ## bring requirements.lock in step with pyproject.toml
 	sed 's/+cpu$$//' requirements.lock > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 clean: ## remove .venv and the caches; results/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,11 +10,17 @@ from pipelines.benchmarks import get_benchmark
 from pipelines.config.benchmarks import FactsSettings
 from pipelines.evaluation.examiner import Examiner, reader_and_encoder
 from pipelines.evaluation.records import RecordLog
+from tests.docs.pages import run
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return remember.load(tmp_path_factory.mktemp("remember"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("remember")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return remember.load(folder)
 
 
 @pytest.mark.slow
@@ -38,3 +44,17 @@ def test_evaluation_tells_the_right_memory_from_another(loaded, tmp_path):
     assert len(right) == len(wrong) == 32
     # 0.98 and 0.02 of 128 questions, measured: far from what chance could undo
     assert sum(right) >= 28 and sum(wrong) <= 6
+
+
+@pytest.mark.slow
+def test_the_readmes_first_lines_print_what_they_say(loaded, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(
+        "README.md",
+        {
+            "results/quickstart/backbones/smollm2-135m-instruct": str(folder / remember.BACKBONE),
+            "examples/smollm2-135m-instruct-facts": str(remember.ADAPTER),
+        },
+    )
+    assert capsys.readouterr().out == "tiger\n"
+    assert (tmp_path / "velora.safetensors").stat().st_size < 11_000

@@ -3,17 +3,15 @@
 One adapter answers the same questions under several conditions, so that what it remembers can be told from
 what it merely got used to:
 
-==========  ===================  ==========================================================================
-condition   prompt               memory
-==========  ===================  ==========================================================================
-none        question             empty
-state       question             written from the right history
-swapped     question             written from the history of another document (see ``swap``)
-permuted    question             written from the right history, each layer's state given to the next layer
-strength_0  question             written from the right history, steering nothing: what none says, to the bit
-strength_2  question             written from the right history, steering twice as much as trained
-full        history + question   written from the history as it is read, the setting of the paper
-==========  ===================  ==========================================================================
+| condition  | prompt             | memory                                                                       |
+|------------|--------------------|------------------------------------------------------------------------------|
+| none       | question           | empty                                                                        |
+| state      | question           | written from the right history                                               |
+| swapped    | question           | written from the history of another document (see ``swap``)                  |
+| permuted   | question           | written from the right history, each layer's state given to the next layer   |
+| strength_0 | question           | written from the right history, steering nothing: what none says, to the bit |
+| strength_2 | question           | written from the right history, steering twice as much as trained            |
+| full       | history + question | written from the history as it is read, the setting of the paper             |
 
 ``pipelines.config.conditions`` is the table that the code goes by; ``permuted`` and the two strengths are asked only
 where a configuration names them.

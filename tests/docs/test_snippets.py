@@ -1,0 +1,112 @@
+"""What the pages show works: commands are known with their options, Python runs."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import mlflow
+import pytest
+import typer
+from mlflow import MlflowClient
+from snakemake.cli import parse_args
+
+from deltamem.cli import app
+from pipelines.config import load_config
+from pipelines.evaluation.records import write_parquet
+from pipelines.pyfunc import write_model_folder
+from tests.docs.pages import commands, run
+from tests.paths import PROJECT
+from tests.tiny_models import make_chat_model
+
+
+def parse(command, words: list[str]) -> None:
+    """Parses a command line of click as far as its last subcommand; what is wrong with it raises."""
+    try:
+        context = command.make_context(command.name, list(words))
+        while hasattr(command, "resolve_command"):
+            name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+            context = command.make_context(name, words, parent=context)
+    except typer.Exit:  # --help
+        pass
+
+
+def check_make(words):
+    targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert {word for word in words if "=" not in word} <= set(targets)
+
+
+def check_snakemake(words):
+    _, options = parse_args(words)
+    first, *others = options.configfile or ["configs/quickstart.yaml"]
+    load_config(first)
+    assert all(Path(name).exists() for name in others)
+
+
+def check_python(words):
+    if words[0] != "-m":
+        assert (PROJECT / words[0]).is_file()
+    elif words[1] != "pytest":
+        module = importlib.import_module(words[1])
+        if hasattr(module, "app"):
+            parse(typer.main.get_command(module.app), words[2:])
+        else:
+            assert callable(module.main) and not words[2:]
+
+
+CHECKS = {
+    "make": check_make,
+    "snakemake": check_snakemake,
+    "python": check_python,
+    "deltamem": lambda words: parse(typer.main.get_command(app), words),
+    "mlflow": lambda words: parse(importlib.import_module("mlflow.cli").cli, words),
+    "export": lambda words: None,
+}
+
+
+@pytest.mark.parametrize("words", commands(), ids=shlex.join)
+def test_a_command_is_known_with_its_options(words, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    CHECKS[words[0]](words[1:])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Folders of a tiny chat model and its adapter, and a store where both are registered."""
+    root = tmp_path_factory.mktemp("tiny")
+    model, tokenizer = make_chat_model()
+    model.base_model.save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    model.save_pretrained(root / "adapter")
+    (root / "base" / "backbone.json").write_text('{"digest": "of-base"}')
+    write_model_folder(root / "adapter", root / "base", "of-base", root / "model")
+    store = f"sqlite:///{root / 'mlflow.db'}"
+    client = MlflowClient(store, store)
+    client.create_registered_model("tiny")
+    client.create_model_version("tiny", source=(root / "model").as_uri())
+    client.set_registered_model_alias("tiny", "champion", "1")
+    before = mlflow.get_tracking_uri()
+    yield {
+        "Qwen/Qwen3-4B-Instruct-2507": str(root / "base"),
+        "path/to/adapter": str(root / "adapter"),
+        "sqlite:///results/mlflow.db": store,
+        "models:/deltamem-smollm2-135m-instruct@champion": "models:/tiny@champion",
+    }
+    mlflow.set_tracking_uri(before)
+
+
+def test_using_an_adapter_in_python(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scope = run("docs/use.md", tiny)
+    assert scope["memory"].batch_size == 1 and scope["two_questions"].batch_size == 2
+    assert scope["session"].messages == scope["twin"].messages
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+    assert "trainable params" in capsys.readouterr().out
+
+
+def test_scoring_records_again(tmp_path, capsys):
+    records = [{"condition": name, "question_id": "q", "nll": nll} for name, nll in (("none", 2.0), ("state", 1.0))]
+    write_parquet(records, tmp_path / "records.parquet")
+    shown = "results/quickstart/evals/smollm2-135m-instruct/tsw/seed42/qasper.records.parquet"
+    run("docs/evaluate.md", {shown: str(tmp_path / "records.parquet")})
+    assert re.search(r"none +2.0\nstate +1.0", capsys.readouterr().out)
