@@ -18,7 +18,9 @@ from pipelines.reporting.costs import cost_tables, training_table
 from pipelines.reporting.gather import Results
 from pipelines.reporting.published import SideBySide, published
 from pipelines.reporting.results_tables import benchmark_tables, overview
+from pipelines.reporting.sources import backbone_loading, backbone_source, data_source
 from pipelines.reporting.tables import Table
+from pipelines.reporting.validation import validation_table
 from pipelines.run import parts
 from pipelines.run.provenance import provenance
 
@@ -46,6 +48,7 @@ class Contents:
     paper: list[Table]
     sections: list[Section]
     costs: list[Table]
+    validation: list[Table]
 
     @classmethod
     def of(cls, config: Config, results: Results) -> Contents:
@@ -60,12 +63,13 @@ class Contents:
             list(SideBySide(config, results).tables()),
             sections,
             [*costs, *([training] if training else [])],
+            [table for backbone in config.backbones if (table := validation_table(results, backbone))],
         )
 
     @property
     def tables(self) -> list[Table]:
         inside = [table for section in self.sections for table in section.tables]
-        return [*self.overviews, *self.paper, *inside, *self.costs]
+        return [*self.overviews, *self.paper, *inside, *self.costs, *self.validation]
 
 
 def render(config: Config, results: Results, contents: Contents, plots: Mapping[str, tuple[str, str]]) -> str:
@@ -77,6 +81,7 @@ def render(config: Config, results: Results, contents: Contents, plots: Mapping[
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {f.__name__: f for f in (backbone_source, backbone_loading, data_source)}
     samples = groupby(results.samples, key=lambda sample: (sample.backbone, sample.benchmark))
     return environment.get_template("report.html.j2").render(
         config=config,

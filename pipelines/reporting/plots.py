@@ -15,6 +15,7 @@ from pipelines.reporting import charts
 from pipelines.reporting.costs import rates
 from pipelines.reporting.gather import Results
 from pipelines.reporting.tables import heading
+from pipelines.reporting.validation import QUANTITIES, by_source
 
 DECLARED = ("memory_effect", "context_recovery", "loss", "memory")
 """Plots that the workflow expects: one without data says so instead of being left out."""
@@ -30,7 +31,7 @@ class Plot(NamedTuple):
 def write_plots(config: Config, results: Results, folder: Path) -> dict[str, tuple[str, str]]:
     """Writes every plot for which there is data; returns {name: (words, SVG)} of them.
 
-    Names: those of DECLARED; ``scores-BACKBONE-BENCHMARK`` and ``ablations-BACKBONE-BENCHMARK``,
+    Names: those of DECLARED; ``validation``; ``scores-BACKBONE-BENCHMARK`` and ``ablations-BACKBONE-BENCHMARK``,
     ``learning-BACKBONE`` (the test-time learning tasks) and ``cost-BACKBONE``.
     """
     for old in folder.glob("*.svg"):
@@ -51,6 +52,7 @@ def _plots(config: Config, results: Results) -> Iterator[tuple[str, Plot]]:
     losses = {"answer_nll": "answer NLL (nats per token)", "memory_effect": "NLL swapped − state"}
     yield from _curves(results, "loss", losses)
     yield from _curves(results, "memory", {"write_gate": "mean write gate", "state_norm": "mean state norm"})
+    yield from _validation(results)
     for backbone in config.backbones:
         benchmarks = [name for name in config.benchmarks if (backbone, name) in results.headlines]
         for benchmark in benchmarks:
@@ -135,6 +137,19 @@ def _curves(results: Results, name: str, columns: dict[str, str]) -> Iterator[tu
         words = " and ".join(columns.values())
         figure = charts.curves(rows, columns, results.methods.variants)
         yield name, Plot(f"{words[0].upper()}{words[1:]} by optimiser step", figure)
+
+
+def _validation(results: Results) -> Iterator[tuple[str, Plot]]:
+    rows: dict[str, dict[tuple[str, int], pd.DataFrame]] = {}
+    several = len({backbone for backbone, _, _ in results.curves}) > 1
+    for (backbone, method, seed), curve in results.curves.items():
+        for source, found in by_source(curve).items():
+            rows.setdefault(f"{source} on {backbone}" if several else source, {})[method, seed] = found
+    measured = {name for curves in rows.values() for curve in curves.values() for name in curve}
+    columns = {name: label for name, label in QUANTITIES.items() if name in measured}
+    if rows:
+        figure = charts.curves(rows, columns, results.methods.variants)
+        yield "validation", Plot("Held-out NLL and memory effect by source and optimiser step", figure)
 
 
 def _ablations(results: Results, backbone: str, benchmark: str, rows: pd.DataFrame) -> Iterator[tuple[str, Plot]]:

@@ -69,8 +69,7 @@ def number(estimate: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> 
         return TableCell("undefined", note=estimate["note"])
 
     def shown(name: str) -> str:
-        # adding 0 makes a rounded −0 a 0
-        return f"{round(scale * estimate[name], digits) + 0:.{digits}f}".replace("-", "−")
+        return rounded(scale * estimate[name], digits)
 
     bounded = not pd.isna(estimate["low"])
     several = not pd.isna(estimate["seed_low"])
@@ -81,6 +80,11 @@ def number(estimate: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> 
         estimate["verdict"],
         estimate["note"],
     )
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    # adding 0 makes a rounded −0 a 0
+    return f"{round(value, digits) + 0:.{digits}f}".replace("-", "−")
 
 
 def fill(

@@ -51,6 +51,10 @@ CATEGORIES = {
     "memory_agent_bench": ("AR/ruler_qa", "CR/factconsolidation", "LRU/detective_qa", "TTL/icl_banking77"),
 }
 MEANS = {"none": 0.1, "state": 0.3, "swapped": 0.2, "full": 0.5}
+VALIDATED = (
+    "step,loss,answer_nll,memory_effect,validation/papers/nll,validation/papers/memory_effect,validation/chat/nll\n"
+    "1,3.0,3.0,0.5,,,\n2,2.0,2.0,,2.5,-0.25,\n3,1.5,1.5,,2.25,0.125,4.0\n"
+)
 CURVE = "step,loss,answer_nll,memory_effect,write_gate,state_norm\n1,3.0,3.0,0.5,0.2,0.1\n2,2.0,2.0,,0.2,0.3\n"
 
 

@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.evaluation.statistics import Bootstrap, mean, paired_difference, verdict
+from pipelines.report import write_report
 from pipelines.reporting.gather import gather
 from pipelines.reporting.methods import Methods
 from pipelines.reporting.plots import write_plots
 from pipelines.reporting.published import SideBySide, published
 from pipelines.reporting.results_tables import benchmark_tables
-from tests.pipelines.synthetic_run import BACKBONE, BENCHMARKS, MEANS, STRATEGIES, SyntheticRun
+from pipelines.reporting.validation import by_source, validation_table
+from tests.pipelines.synthetic_run import BACKBONE, BENCHMARKS, MEANS, STRATEGIES, VALIDATED, SyntheticRun
 
 HOW = Bootstrap(300, 0)
 FINAL = ("ifeval", "hotpotqa_em", "gpqa", "mab", "locomo")
@@ -190,6 +192,25 @@ def test_ablations_are_told_by_what_differs(tmp_path):
 
 def test_a_run_without_ablations_has_no_groups(run):
     assert Methods(run.config).groups() == {}
+
+
+def test_the_last_validation_is_told_by_source_and_drawn(tmp_path):
+    changes = {"benchmarks": {"locomo": BENCHMARKS["locomo"]}, "strategies": {"tsw": STRATEGIES["tsw"]}}
+    run = SyntheticRun(tmp_path, **changes).finish()
+    assert validation_table(gather(run.config), BACKBONE) is None
+    run.layout.curve(BACKBONE, "tsw", 42).write_text(VALIDATED)
+    run.layout.curve(BACKBONE, "tsw", 43).write_text(VALIDATED.replace("2.25", "2.75"))
+    results = gather(run.config)
+    table = validation_table(results, BACKBONE)
+    assert [source for source, _ in table.groups] == ["papers", "chat"]
+    cells = [cell.plain() for cell in table.rows[0].cells]
+    assert cells == ["2.500 seeds 2.250 to 2.750", "0.125 seeds 0.125 to 0.125", "4.000 seeds 4.000 to 4.000", "–"]
+    assert list(by_source(results.curves[BACKBONE, "tsw", 42])["papers"]["step"]) == [2, 3]
+    _, svg = write_plots(run.config, results, tmp_path)["validation"]
+    for words in ("papers", "chat", "held-out NLL (nats per token)", "NLL swapped − state"):
+        assert f"<!-- {words} -->" in svg
+    page = write_report(run.config).read_text(encoding="utf-8")
+    assert "Held-out questions at the end of training" in page
 
 
 def test_further_conditions_are_shown_where_they_were_asked(tmp_path):
