@@ -58,7 +58,7 @@ def preprocess(config: Config, backbone: str) -> None:
             corpora = _load(config, split, partial)
             needed = sum(estimated_bytes(corpus.documents, config.data, split) for corpus in corpora.values())
             check_free_space(partial, needed)
-            manifest = {"backbone": backbone, "tokenizer": tokenizer_digest(tokenizer)}
+            manifest: dict[str, Any] = {"backbone": backbone, "tokenizer": tokenizer_digest(tokenizer)}
             shown = functools.partial(_show, split)
             manifest |= write_split(corpora, config.data, split, tokenizer_folder, partial, shown)
             found = _ids(config, corpora)

@@ -63,7 +63,8 @@ def follow(client: JobSubmissionClient, job_id: str) -> None:
     asyncio.run(show())
     status = client.get_job_status(job_id)
     if status != JobStatus.SUCCEEDED:
-        raise StageError(f"Ray job {job_id} ended as {status}: {client.get_job_info(job_id).message}")
+        details = client.get_job_info(job_id)
+        raise StageError(f"Ray job {job_id} ended as {status}: {details and details.message}")
 
 
 def connect(address: str) -> JobSubmissionClient:

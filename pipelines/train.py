@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -88,7 +88,7 @@ def _run(config: Config, recipe: Recipe, run_folder: Path, steps: int) -> Path:
     cell, results = recipe.cell, Layout(config).results.resolve()
     task = WorkerTask(
         config.model_copy(update={"results_dir": str(results)}).to_json(),
-        KINDS[cell.strategy.kind].recipe,
+        cast(str, KINDS[cell.strategy.kind].recipe),
         cell.backbone_name,
         cell.strategy_name,
         cell.seed,

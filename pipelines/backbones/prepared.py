@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises StageError if there is none that can be loaded, or it has no chat template.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise StageError(
             f"{folder}: no tokenizer can be loaded; run the backbone stage first, with a source that has one ({error})"

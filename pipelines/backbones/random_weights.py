@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -60,13 +61,13 @@ def _tokenizer(spec: RandomBackbone) -> PreTrainedTokenizerBase:
     if spec.tokenizer is None:
         return byte_tokenizer()
     try:
-        return AutoTokenizer.from_pretrained(spec.tokenizer)
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(spec.tokenizer))
     except (OSError, ValueError) as error:
         raise StageError(f"tokenizer: {spec.tokenizer} can't be loaded: {error}") from error
 
 
 def _config(spec: RandomBackbone, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    from_tokenizer = {
+    from_tokenizer: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

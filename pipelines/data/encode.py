@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -75,7 +75,9 @@ def _check(tally: Tally, corpus: Corpus, where: str) -> None:
 
 def _told(corpus: Corpus, tally: Tally) -> dict[str, Any]:
     """What the manifest says of one source."""
-    dropped = {reason: {"count": len(ids), "question_ids": ids} for reason, ids in sorted(tally.dropped.items())}
+    dropped: dict[str, dict[str, Any]] = {
+        reason: {"count": len(ids), "question_ids": ids} for reason, ids in sorted(tally.dropped.items())
+    }
     lost = Counter(record.lost for record in corpus.bad_records)
     return {
         "source": corpus.origin,
@@ -123,7 +125,7 @@ class Tally:
                     return
 
 
-def encode_documents(documents: Sequence[Document], data: Data, tokenizer_folder: Path) -> Iterator[Episodes]:
+def encode_documents(documents: Sequence[Document], data: Data, tokenizer_folder: Path) -> Generator[Episodes]:
     """The documents' episodes, in their order whatever the number of processes."""
     settings = (tokenizer_folder, data.max_written_tokens, data.max_read_tokens, data.overlong)
     processes = min(data.processes, math.ceil(len(documents) / DOCUMENTS_PER_PROCESS))

@@ -26,7 +26,7 @@ from pipelines.run.files import room_to_write
 
 T = TypeVar("T")
 
-PROPERTIES = {
+PROPERTIES: dict[str, list[str]] = {
     "colour": (
         "red blue green yellow black white purple orange pink brown gray violet turquoise scarlet beige silver"
     ).split(),

@@ -8,7 +8,7 @@ where possible.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -206,7 +206,9 @@ def paper_document(paper: Paper) -> Document:
 
 def paper_messages(paper: Paper) -> list[Message]:
     """The paper as user messages: title with abstract, then each section; what has no text is left out."""
-    parts = [(paper.title, [paper.abstract])] if (paper.title + paper.abstract).strip() else []
+    parts: list[tuple[str, Sequence[str]]] = []
+    if (paper.title + paper.abstract).strip():
+        parts.append((paper.title, [paper.abstract]))
     parts += [
         (section.name, section.paragraphs)
         for section in paper.sections

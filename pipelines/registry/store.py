@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
@@ -22,7 +22,7 @@ def tracking_uri(config: Config) -> str:
 
 
 @contextlib.contextmanager
-def open_store(config: Config) -> Iterator[MlflowClient]:
+def open_store(config: Config) -> Generator[MlflowClient]:
     """A client of the store that the configuration names, held by one registering job at a time.
 
     Jobs take turns because several that create the same database at once all fail, and because an alias is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +22,7 @@ COLOURS = dict(
     zip(CONDITIONS, ("#8b95a5", "#3b7dd8", "#e08a2e", "#9b6bb3", "#8fb3d9", "#1d4f8f", "#3f9e6e"), strict=True)
 )
 """Of the conditions."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
@@ -186,7 +187,7 @@ def _colour(name: str, number: int) -> str:
     return COLOURS.get(name, f"C{4 + number % 6}")
 
 
-def _panels(count: int, height: float, more: float = 0.0, **shared: str) -> tuple[Figure, np.ndarray]:
+def _panels(count: int, height: float, more: float = 0.0, **shared: Any) -> tuple[Figure, np.ndarray]:
     """Axes [rows, columns] of ``count`` panels, two a row; each row is ``height`` inches, the legend has ``more``."""
     rows, columns = math.ceil(count / 2), min(2, count)
     size = (WIDTH, height * rows + more)

@@ -48,7 +48,7 @@ def comparisons(methods: Methods, scores: BenchmarkScores) -> Iterator[Compariso
             yield Comparison("state_vs_control", (name, "state"), (control, "none"))
         if name in methods.with_memory:
             yield Comparison("state_vs_none", (name, "state"), (name, "none"))
-        if name in methods.variants:
+        if methods.plain and name in methods.variants:
             for condition in ("full", "state"):
                 yield Comparison(f"{condition}_vs_plain", (name, condition), (methods.plain, condition))
     for one, other in combinations([name for name in scores.methods if name in methods.main], 2):
@@ -101,7 +101,7 @@ def _effects(scores: BenchmarkScores, how: Bootstrap) -> Iterator[dict[str, Any]
         for method in scores.methods
     }
     for name, (metric, method), value, judged in effects(by_metric, scores.clusters, how):
-        row = {"method": method, "kind": "effect", "name": name, "metric": metric}
+        row: dict[str, Any] = {"method": method, "kind": "effect", "name": name, "metric": metric}
         if EFFECTS[name].is_difference:
             of_seeds = (scores.means[method, condition, metric] for condition in EFFECTS[name].needs)
             row |= _spread(ours - theirs for ours, theirs in zip(*of_seeds, strict=True))

@@ -51,10 +51,11 @@ class Methods:
                 self.of_paper.setdefault(row, name)
         self.plain = self.of_paper.get(PLAIN)
         self.ablations: dict[str, Ablation] = {}
-        for name in self.with_memory if self.plain else []:
-            change = _difference(self._strategies[name], self._strategies[self.plain])
-            if change is not None:
-                self.ablations[name] = change
+        if self.plain:
+            for name in self.with_memory:
+                change = _difference(self._strategies[name], self._strategies[self.plain])
+                if change is not None:
+                    self.ablations[name] = change
         self.variants = set(self.ablations) - set(self.of_paper.values())
 
     @property
@@ -80,6 +81,8 @@ class Methods:
 
         A group without a variant of its own (only msw, say) is left out.
         """
+        if self.plain is None:
+            return {}
         found: dict[str, set[tuple[Any, str, str]]] = {}
         for name, change in self.ablations.items():
             members = found.setdefault(change.group, set())

@@ -111,7 +111,8 @@ class OurColumns:
 
 
 def _average(values: list[float | None]) -> float | None:
-    return None if not values or None in values else sum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _mean(values: list[float | None]) -> TableCell:

@@ -169,7 +169,7 @@ def _costs(results: Results, backbone: str) -> Iterator[tuple[str, Plot]]:
     costs = rates(results, backbone).rename(columns={"part": "name", "seconds_per_question": "value"})
     if len(costs):
         costs = costs.assign(low=None, high=None)
-        panels = dict(iter(costs.groupby("benchmark", sort=False)))
+        panels = {str(name): rows for name, rows in costs.groupby("benchmark", sort=False)}
         figure = charts.bars(panels, results.methods.main, "seconds per question")
         yield f"cost-{backbone}", Plot(f"Seconds per question on {backbone}", figure)
 

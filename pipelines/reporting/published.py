@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -81,7 +81,9 @@ class SideBySide:
         folded = not any(ours for _, ours in columns)
         return Table("The paper's other backbones: Final", "method", groups, rows, folded=folded)
 
-    def _table(self, title: str, corner: str, columns: list[str], rows: dict[str, Any], notes: list[str] = ()) -> Table:
+    def _table(
+        self, title: str, corner: str, columns: list[str], rows: dict[str, Any], notes: Sequence[str] = ()
+    ) -> Table:
         """``rows``: {label: (published entry, our method or None, our condition)}."""
         headings = self.paper["columns"] | {MEAN: "mean"}
         groups = [(f"published: {self.paper['main']['name']}", [headings[column] for column in columns])]

@@ -143,10 +143,12 @@ def _rows(
     return [Row(name, cells, "frozen" * (name == FROZEN), remark(name)) for name, cells in filled]
 
 
-def _groups(numbers: pd.DataFrame, metrics: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _groups(numbers: pd.DataFrame, metrics: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     """Metrics, each with the conditions under which it was measured."""
     known = set(zip(numbers["metric"], numbers["name"], strict=True))
-    found = [(metric, [c for c in CONDITIONS if (metric, c) in known]) for metric in metrics]
+    found: list[tuple[str, Sequence[str]]] = [
+        (metric, [c for c in CONDITIONS if (metric, c) in known]) for metric in metrics
+    ]
     return [(metric, conditions) for metric, conditions in found if conditions]
 
 

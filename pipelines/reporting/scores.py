@@ -61,7 +61,7 @@ class BenchmarkScores:
             for metric in evaluation.metrics:
                 for condition, column in scores.gains(metric).items():
                     if column.notna().any():
-                        tables.setdefault((evaluation.method, condition, metric), []).append(column)
+                        tables.setdefault((evaluation.method, str(condition), metric), []).append(column)
         known = pd.concat(questions).drop_duplicates("question_id").set_index("question_id").sort_index()
         self.clusters = known["cluster_id"].to_numpy()
         self.categories = known["category"].to_numpy()

@@ -56,7 +56,7 @@ class Table:
 
     title: str
     corner: str
-    groups: list[tuple[str, list[str]]]
+    groups: Sequence[tuple[str, Sequence[str]]]
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
     folded: bool = False
@@ -130,9 +130,9 @@ def _markdown(table: Table) -> str:
     return "\n\n".join([*paragraphs, *table.notes])
 
 
-def _packed(groups: Sequence[tuple[str, list[str]]]) -> list[list[tuple[str, list[str]]]]:
+def _packed(groups: Sequence[tuple[str, Sequence[str]]]) -> list[list[tuple[str, Sequence[str]]]]:
     """Groups in sequence, as many together as are no wider than a page."""
-    packed: list[list[tuple[str, list[str]]]] = []
+    packed: list[list[tuple[str, Sequence[str]]]] = []
     room = 0
     for group in groups:
         if len(group[1]) > room:

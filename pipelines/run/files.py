@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def room_to_write(folder: Path) -> Iterator[None]:
+def room_to_write(folder: Path) -> Generator[None]:
     """Turns a full disk, a used-up quota or a file-size limit into a `StageError` that names the folder."""
     try:
         yield
@@ -40,7 +40,7 @@ def _error_number(error: OSError | SafetensorError) -> int | None:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Generator[Path]:
     """A new folder to fill, which takes the place of ``folder`` at the end, or vanishes if an error passes.
 
     Raises StageError if the disk gets full.

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -44,7 +44,7 @@ def visible_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def claim(wanted: int, folder: Path | None = None) -> Iterator[list[str]]:
+def claim(wanted: int, folder: Path | None = None) -> Generator[list[str]]:
     """Holds ``wanted`` thousandths of GPUs, waiting until they are free; at most as many as there are.
 
     A share goes to the fullest GPU that has room for it, so that whole ones stay free.
@@ -68,7 +68,7 @@ def claim(wanted: int, folder: Path | None = None) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _held(path: Path) -> Generator[None]:
     """Holds a lock that stays with this process when it becomes another program."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT)
     os.set_inheritable(handle, True)

@@ -85,5 +85,5 @@ def evaluations(config: Config) -> list[tuple[str, str, int, str]]:
     ]
 
 
-def _plain(section: BaseModel, leave_out: set[str] = frozenset()) -> dict[str, Any]:
+def _plain(section: BaseModel, leave_out: set[str] | None = None) -> dict[str, Any]:
     return section.model_dump(mode="json", by_alias=True, exclude=leave_out)

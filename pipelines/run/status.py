@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ def jobs(config: Config) -> list[Job]:
     layout = Layout(config)
     found: dict[tuple[str, ...], Job] = {}
 
-    def add(stage: str, cell: tuple[str, ...], outputs: list[Path], needs: list[tuple[str, ...]]) -> None:
+    def add(stage: str, cell: tuple[str, ...], outputs: list[Path], needs: Sequence[tuple[str, ...]]) -> None:
         log = layout.log(stage, *cell)
         if any(found[need].state != "done" for need in needs):
             state = "waiting"
@@ -56,8 +57,9 @@ def jobs(config: Config) -> list[Job]:
     for cell in parts.cells(config):
         outputs = [layout.adapter_weights(*cell), layout.training_record(*cell)]
         add("train", _words(cell), outputs, [("preprocess", cell[0])])
-    for *cell, benchmark in parts.evaluations(config):
-        trained = ("train", *_words(cell)) if parts.needs_adapter(config, cell[1]) else ("preprocess", cell[0])
+    for backbone, strategy, seed, benchmark in parts.evaluations(config):
+        cell = (backbone, strategy, seed)
+        trained = ("train", *_words(cell)) if parts.needs_adapter(config, strategy) else ("preprocess", cell[0])
         outputs = [layout.evaluation(*cell, benchmark), layout.records(*cell, benchmark)]
         add("evaluate", (*_words(cell), benchmark), outputs, [trained])
     for cell in parts.cells(config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.adapters.files import save_adapter
 from deltamem.adapters.tensors import collect_tensors
 from pipelines.config.adapter import adapter_config
+from pipelines.config.strategies import DeltaStrategy
 from pipelines.training.batches import EpisodeBatch, collate
 from pipelines.training.objective import EpisodeLoss, MemoryObjective
 from pipelines.training.recipe import Recipe
@@ -44,4 +46,4 @@ class DeltaRecipe(Recipe):
     @property
     def _settings(self) -> DeltaMemConfig:
         layers = self.backbone_config.get_text_config(decoder=True).num_hidden_layers
-        return adapter_config(self.cell.strategy.adapter, layers)
+        return adapter_config(cast(DeltaStrategy, self.cell.strategy).adapter, layers)

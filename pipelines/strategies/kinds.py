@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from deltamem.config import DeltaMemConfig
 from pipelines.config import Cell, Config
@@ -100,12 +100,12 @@ def context_transform(entry: Any, summarise: Summarise, device: str) -> ContextT
     Raises:
         StageError: the compression model can't be loaded.
     """
-    return resolve_name(KINDS[entry.kind].transform)(entry, summarise, device)
+    return resolve_name(cast(str, KINDS[entry.kind].transform))(entry, summarise, device)
 
 
 def recipe_of(config: Config, cell: Cell) -> Recipe:
     """The recipe of a cell's kind of strategy."""
-    return resolve_name(KINDS[cell.strategy.kind].recipe)(config, cell)
+    return resolve_name(cast(str, KINDS[cell.strategy.kind].recipe))(config, cell)
 
 
 def load_adapter(kind: str, base: Any, folder: Any) -> Any:
@@ -114,4 +114,4 @@ def load_adapter(kind: str, base: Any, folder: Any) -> Any:
     Raises:
         StageError, DeltaMemError: the folder is damaged, or doesn't fit the backbone.
     """
-    return resolve_name(KINDS[kind].load)(base, folder)
+    return resolve_name(cast(str, KINDS[kind].load))(base, folder)

@@ -13,6 +13,7 @@ name them.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -60,10 +61,10 @@ def make_lora(base: PreTrainedModel, settings: LoraStrategy) -> PeftModel:
 
 def save_lora(model: PeftModel, folder: Path) -> None:
     """adapter_config.json and adapter_model.safetensors, as PEFT writes them."""
-    config = model.peft_config["default"]
+    config: Any = model.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # a set; equal adapters are to have equal files
     # embeddings aren't trained; to find that out PEFT would look for the backbone on the Hub
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
 
 
 def load_lora(base: PreTrainedModel, folder: Path) -> PeftModel:
@@ -118,7 +119,9 @@ class PromptObjective(nn.Module):
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Mean over questions of the mean negative log-likelihood per answer token, in nats."""
         (model,) = self.model
-        return answer_nll(answer_logits(model, model.get_base_model(), batch, past_key_values=NoCache()), batch)
+        return answer_nll(
+            answer_logits(model, cast(PreTrainedModel, model.get_base_model()), batch, past_key_values=NoCache()), batch
+        )
 
 
 def collate_prompts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from deltamem.backbone.facts import window
 from deltamem.chat.format import encode_messages
 from pipelines.benchmarks.base import Question
+from pipelines.config.strategies import LoraStrategy
 from pipelines.data.shards import whole_chat
 from pipelines.errors import StageError
 from pipelines.evaluation.prompts import PromptEncoder
@@ -27,9 +28,13 @@ from pipelines.training.recipe import Recipe
 class LoraRecipe(Recipe):
     """A LoRA; ``overlong`` of the data section also says what happens to prompts longer than the window."""
 
+    @property
+    def _lora(self) -> LoraStrategy:
+        return cast(LoraStrategy, self.cell.strategy)
+
     def episodes(self) -> tuple[pa.Table, dict[str, Any]]:
         episodes, notes = super().episodes()
-        if not self.cell.strategy.context:
+        if not self._lora.context:
             # batches are made by length, and what isn't read has none
             position = episodes.schema.get_field_index("context_ids")
             none = pa.array([[]] * len(episodes), episodes.schema.field(position).type)
@@ -45,7 +50,7 @@ class LoraRecipe(Recipe):
         return fitting, {"prompts_beyond_the_window": {"count": count, "handled": self.config.data.overlong}}
 
     def objective(self, base: PreTrainedModel) -> nn.Module:
-        model = make_lora(base, self.cell.strategy)
+        model = make_lora(base, self._lora)
         if self.cell.train.activation_checkpointing != "none":
             # what the selective kind keeps is chosen for δ-mem; here both recompute whole layers
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -53,7 +58,7 @@ class LoraRecipe(Recipe):
         return PromptObjective(model)
 
     def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
-        return collate_prompts(episodes, groups, self.tokenizer, self.cell.strategy.context)
+        return collate_prompts(episodes, groups, self.tokenizer, self._lora.context)
 
     def metrics(self, result: Tensor) -> dict[str, Tensor]:
         return {"loss": result, "answer_nll": result}
@@ -62,7 +67,7 @@ class LoraRecipe(Recipe):
         config = copy.deepcopy(self.backbone_config)
         config.name_or_path = self.origin["base_model_name_or_path"]  # goes into the model card
         with torch.device("meta"):  # names and shapes are enough: the backbone's weights aren't saved
-            model = make_lora(AutoModelForCausalLM.from_config(config), self.cell.strategy)
+            model = make_lora(AutoModelForCausalLM.from_config(config), self._lora)
         fill(model, tensors)
         for name, value in self.origin.items():
             setattr(model.peft_config["default"], name, value)
@@ -80,7 +85,7 @@ def fit_window(
     """
     columns = ("context_ids", "question_ids", "answer_ids")
     # the parts' own templates included, so that only what exceeds the window even so has to be encoded
-    bounds = sum(pc.list_value_length(episodes[name]).to_numpy() for name in columns)
+    bounds = sum(pc.call_function("list_value_length", [episodes[name]]).to_numpy() for name in columns)
     suspects = np.flatnonzero(bounds > encoder.window).tolist()
     rows = dict(zip(suspects, episodes.take(pa.array(suspects, pa.int64())).to_pylist(), strict=True))
     long = {number: row for number, row in rows.items() if _prompt_tokens(row, encoder) > encoder.window}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from deltamem.chat.format import encode_messages
 from deltamem.chat.messages import EncodedMessages
@@ -37,7 +38,7 @@ class Summaries:
             rows = self.reader.read(self.reader.start(len(batch)), body, write=False)
             answers = self.reader.generate(rows, last, [limit] * len(batch), write=False)
             for number, answer in zip(batch, answers, strict=True):
-                written[number] = self.encoder.tokenizer.decode(answer, skip_special_tokens=True)
+                written[number] = cast(str, self.encoder.tokenizer.decode(answer, skip_special_tokens=True))
         return written
 
     def _prompt(self, text: str, limit: int) -> EncodedMessages:

@@ -116,7 +116,8 @@ class Schedule:
         if not self.groups:
             raise StageError("there are no training episodes: see the preprocess stage's manifest for what it dropped")
         written, asked, answered = (
-            pc.list_value_length(episodes[name]).to_pylist() for name in ("context_ids", "question_ids", "answer_ids")
+            pc.call_function("list_value_length", [episodes[name]]).to_pylist()
+            for name in ("context_ids", "question_ids", "answer_ids")
         )
         self.lengths = [written[rows[0]] + sum(asked[row] + answered[row] for row in rows) for rows in self.groups]
         self.micro = max(1, train.micro_batch_size // train.questions_per_write)

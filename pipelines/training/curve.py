@@ -6,6 +6,7 @@ import csv
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -70,7 +71,7 @@ class Watcher:
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._ended.set()
         self._thread.join()
         self._show()

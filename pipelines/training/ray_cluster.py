@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+from typing import cast
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.config import Train
@@ -19,7 +21,7 @@ from pipelines.training.task import WorkerTask
 
 
 @contextlib.contextmanager
-def started_ray(train: Train) -> Iterator[None]:
+def started_ray(train: Train) -> Generator[None]:
     """Connects to the cluster that the configuration names, or starts one here for the time inside.
 
     Raises:
@@ -43,7 +45,7 @@ def _start(train: Train) -> None:
             num_cpus=max(os.cpu_count() or 1, train.num_workers * train.cpus_per_worker),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
             _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
         )
     have = ray.cluster_resources()
@@ -84,8 +86,8 @@ def run_workers(task: WorkerTask, train: Train, run_folder: Path) -> Path:
         ),
     )
     try:
-        return Path(trainer.fit().checkpoint.path)
-    except ray.train.TrainingFailedError as error:
+        return Path(cast(Checkpoint, trainer.fit().checkpoint).path)
+    except TrainingFailedError as error:
         raise StageError(
             f"training {task.strategy} on {task.backbone} (seed {task.seed}) failed more than {train.max_failures} "
             f"times; the last error was: {root_cause(error)} Checkpoints are kept in {run_folder}: run the same "

@@ -42,14 +42,15 @@ def _from_hub(settings: ChatSource, split: Split) -> Corpus:
 
     own = split == "eval" and settings.hub_eval_split
     name = settings.hub_eval_split if own else settings.hub_split
-    where = f"{settings.hub_id}, split {name}"
+    hub_id = str(settings.hub_id)
+    where = f"{hub_id}, split {name}"
     table = from_hub(
         where,
         "give the files of the data set as 'train_files'",
-        lambda: datasets.load_dataset(settings.hub_id, revision=settings.hub_revision, split=name),
+        lambda: datasets.load_dataset(hub_id, revision=settings.hub_revision, split=name),
     )
     rows = list(table)
-    documents, bad = _documents(enumerate(rows, start=1), settings.hub_id, settings)
+    documents, bad = _documents(enumerate(rows, start=1), hub_id, settings)
     if not documents:
         first = f"{bad[0].paper_id}: {bad[0].reason}" if bad else "it is empty"
         raise StageError(f"{where}: no usable record in it ({first}); expected {EXPECTED}")
@@ -136,7 +137,7 @@ def _message(message: Any, where: str) -> Message:
 
 def _text(content: Any, where: str) -> str:
     if isinstance(content, list):
-        texts = [
+        texts: list[Any] = [
             part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
         ]
         content = "\n".join(texts) if texts and all(isinstance(text, str) for text in texts) else content
