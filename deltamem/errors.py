@@ -31,3 +31,7 @@ class WindowError(DeltaMemError):
 
 class SnapshotError(DeltaMemError):
     """A saved chat that is damaged, or belongs to another adapter or backbone."""
+
+
+class ChatExistsError(DeltaMemError):
+    """A folder in which a chat is to be saved holds another one."""

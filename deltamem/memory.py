@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from deltamem.errors import MemoryMismatchError
+from deltamem.tensor_files import save_tensors
 
 FORMAT = "deltamem-memory-1"
 
@@ -83,9 +83,13 @@ class DeltaMemory:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; bit-exact."""
+        """Write one safetensors file; bit-exact.
+
+        Raises:
+            OSError: it can't be written.
+        """
         tensors = {f"states.{i}": state.detach().cpu().contiguous() for i, state in self.states.items()}
-        save_file(tensors, str(path), metadata={"format": FORMAT, "metadata": json.dumps(dict(self.metadata))})
+        save_tensors(tensors, Path(path), {"format": FORMAT, "metadata": json.dumps(dict(self.metadata))})
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> DeltaMemory:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from deltamem.adapters.files import load_adapter, save_adapter
 from deltamem.adapters.locate import locate
+from deltamem.adapters.publish import publish
 from deltamem.adapters.tensors import collect_tensors, fill_layers
 from deltamem.backbone.acceleration import keep_products
 from deltamem.backbone.calls import (
@@ -308,6 +310,24 @@ class DeltaMemModel(nn.Module):
                     f"the backbone's quantised layers ({type(projection.module.weight).__name__}) pass no gradients, "
                     "so an adapter can't be trained on it; quantise the weights only, not the activations"
                 )
+
+    def push_to_hub(self, repo: str, evaluations: Sequence[str | Path] = (), **options: Any) -> str:
+        """Put the adapter on the Hugging Face Hub; returns its address.
+
+        Arguments and errors as in :func:`deltamem.adapters.publish.publish`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return publish(Path(folder), repo, evaluations, **options)
+
+    def can_generate(self) -> bool:
+        """Asked by transformers' pipelines. They take the model; that its name isn't on their list, they only log."""
+        return True
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The backbone's; transformers' pipelines look for it."""
+        return self.base_model.generation_config
 
     def print_trainable_parameters(self) -> None:
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)

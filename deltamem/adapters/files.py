@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from deltamem.adapters import public_release
 from deltamem.adapters.card import model_card
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import AdapterFormatError, ConfigError
+from deltamem.tensor_files import save_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -23,7 +24,7 @@ FORMAT = "deltamem"
 def save_adapter(folder: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]) -> None:
     """Write an adapter folder; tensors keep their dtype."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
+    save_tensors({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     header = {"format": FORMAT, "format_version": 1, **config.to_dict()}
     (folder / CONFIG_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
     card = folder / "README.md"

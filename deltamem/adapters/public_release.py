@@ -6,6 +6,7 @@ read with ``weights_only=True``: a pickle that holds anything but tensors is ref
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import warnings
@@ -98,7 +99,11 @@ def write(folder: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]) -> N
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_public(config), indent=2) + "\n", encoding="utf-8")
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    path = folder / WEIGHTS_FILE
+    try:
+        torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(errno.EIO, f"can't be written ({error})", str(path)) from error
 
 
 def config_from_public(values: dict[str, Any], where: str) -> DeltaMemConfig:

@@ -66,5 +66,6 @@ class Batch:
         free = [slot for slot in range(decoder.slots) if slot not in self._slot_of.values()]
         for slot, turn in zip(free, new, strict=False):
             first = torch.tensor([turn.next_token], device=model.device)
-            decoder.fill([slot], turn.keys, first, turn.memory, write=turn.writes_tokens)
+            strength = turn.options.strength
+            decoder.fill([slot], turn.keys, first, turn.memory, write=turn.writes_tokens, strength=strength)
             self._slot_of[turn] = slot

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from deltamem.errors import DeltaMemError
 
@@ -19,6 +21,13 @@ class TurnOptions:
         seed: of the drawing; None draws differently each time.
         stop: the reply ends before the first of these sequences.
         write: False reads the memory without changing it.
+        min_p: draw from the tokens that have at least this share of the likeliest one's probability.
+        typical_p: draw from the most typical tokens that together have this probability (locally typical sampling).
+        repetition_penalty: divides the positive scores of tokens that occurred already, multiplies their negative ones.
+        presence_penalty: taken off the scores of tokens that occur in the reply.
+        frequency_penalty: taken off for each time that they do.
+        logit_bias: {token id: what is added to its score}.
+        strength: how strongly the memory steers: 1 as trained, 0 the frozen model; None: the model's own.
     """
 
     max_new_tokens: int = 512
@@ -28,23 +37,40 @@ class TurnOptions:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     write: bool = True
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    strength: float | None = None
 
     def __post_init__(self) -> None:
-        def is_number(value: object) -> bool:
-            return isinstance(value, int | float) and not isinstance(value, bool)
-
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise DeltaMemError(f"max_new_tokens must be a whole number, at least 1, got {self.max_new_tokens!r}")
-        if not is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
-            raise DeltaMemError(f"temperature must be a number >= 0, got {self.temperature!r}")
-        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise DeltaMemError(f"top_p must be in (0, 1], got {self.top_p!r}")
-        if not isinstance(self.top_k, int) or self.top_k < 0:
-            raise DeltaMemError(f"top_k must be a whole number >= 0, got {self.top_k!r}")
+        for name, low, high in (("temperature", 0, None), ("min_p", 0, 1)):
+            _check_number(name, getattr(self, name), low, high)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_number(name, getattr(self, name), None, None)
+        if self.strength is not None:
+            _check_number("strength", self.strength, None, None)
+        for name, high in (("top_p", 1), ("typical_p", 1), ("repetition_penalty", None)):
+            _check_number(name, getattr(self, name), 0, high, open_below=True)
+        for name, low in (("max_new_tokens", 1), ("top_k", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise DeltaMemError(f"{name} must be a whole number, at least {low}, got {value!r}")
         if self.seed is not None and not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**63):
             raise DeltaMemError(f"seed must be a whole number of 64 bits, got {self.seed!r}")
         if isinstance(self.stop, str) or not all(isinstance(stop, str) and stop for stop in self.stop):
             raise DeltaMemError(f"stop must be a list of texts, none of them empty, got {self.stop!r}")
+
+
+def _check_number(name: str, value: object, low: float | None, high: float | None, open_below: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    above = number and (low is None or value > low or (value == low and not open_below))
+    if not above or (high is not None and value > high):
+        least = "" if low is None else f" {'>' if open_below else '>='} {low}"
+        most = "" if high is None else f", at most {high}"
+        raise DeltaMemError(f"{name} must be a number{least}{most}, got {value!r}")
 
 
 @dataclass(frozen=True)

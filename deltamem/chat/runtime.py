@@ -51,14 +51,20 @@ class ChatRuntime:
         """Tokens that end a reply."""
         return facts.end_ids(self.model.base_model, self.tokenizer)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the backbone tells scores of."""
+        return self.model.base_model.config.get_text_config(decoder=True).vocab_size
+
     @cached_property
     def sampling(self) -> dict[str, float]:
-        """The temperature, top_p and top_k to draw with where nobody says.
+        """How to draw where nobody says, by the names of :class:`deltamem.chat.reply.TurnOptions`.
 
-        They are the backbone's generation config's, else 1, 1 and 0, as OpenAI's.
+        It is as the backbone's generation config says, else as OpenAI does: at temperature 1 from all tokens.
         """
         said = self.model.base_model.generation_config.to_diff_dict()  # without transformers' own defaults
         defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        defaults |= {"min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
         return {name: other if said.get(name) is None else said[name] for name, other in defaults.items()}
 
     def prompt(self, state: ChatState, messages: Sequence[Message], max_new_tokens: int) -> Prompt:

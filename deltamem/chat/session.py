@@ -16,7 +16,7 @@ from deltamem.chat.messages import Message
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
 from deltamem.chat.turn import Reply, Turn, TurnOptions, choose, frozen_turn
-from deltamem.errors import DeltaMemError
+from deltamem.errors import ChatExistsError, DeltaMemError
 from deltamem.memory import DeltaMemory
 from deltamem.model import DeltaMemModel
 
@@ -126,9 +126,7 @@ class ChatSession:
 
     def clear_prompt(self) -> None:
         """All turns leave the prompt and stay in the memory only, as if the window had moved past them."""
-        self._before = self.state
-        state = ChatState(self.state.memory, self.state.messages, len(self.state.messages))
-        self.state, self.last_reply = state, None
+        self._before, self.state, self.last_reply = self.state, self.state.cleared(), None
 
     def undo(self) -> None:
         """Take back the last turn (or reset, or cleared prompt): messages, cache and memory are as before it.
@@ -146,13 +144,23 @@ class ChatSession:
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the session to a folder of safetensors and JSON (see :mod:`deltamem.chat.session_files`); atomic.
 
         Saving to the same folder again appends what is new.
+
+        Args:
+            overwrite: also where the folder holds another chat, as after a reset.
+
+        Raises:
+            ChatExistsError: the folder holds another chat.
+            OSError: the folder can't be written.
         """
+        folder = Path(folder)
+        if not overwrite and session_files.holds_another_chat(folder, self.state):
+            raise ChatExistsError(f"{folder} holds another chat: name another folder, or pass overwrite=True")
         settings = {"system": self.system, "write": self.write, "window": self.runtime.window}
-        self.state = session_files.save(self.runtime, self.state, Path(folder), settings)
+        self.state = session_files.save(self.runtime, self.state, folder, settings)
 
     @classmethod
     def load(cls, model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> ChatSession:

@@ -21,17 +21,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState, StoredPart
 from deltamem.decoding.key_values import KeyValues
 from deltamem.errors import MemoryMismatchError, SnapshotError
 from deltamem.memory import DeltaMemory
+from deltamem.tensor_files import save_tensors
 
 FORMAT = "deltamem-session"
 MANIFEST = "session.json"
-_OURS = re.compile(r"(keys|memory)-[0-9a-f]{16}\.safetensors")
+_OURS = re.compile(r"(keys|memory)-[0-9a-f]{16}\.safetensors|session\.json\.[0-9a-f]{8}\.partial")
 # More files than this are merged into one by the next save.
 _MOST_PARTS = 64
 
@@ -44,8 +45,40 @@ def save(runtime: ChatRuntime, state: ChatState, folder: Path, settings: dict[st
 
     Returns:
         The same state, which now knows the files that hold its cache.
+
+    Raises:
+        OSError: the folder can't be written; what was saved there before is still whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    before = {path.name for path in folder.iterdir()}
+    try:
+        parts, memory = _write_tensors(state, folder)
+        manifest = {
+            "format": FORMAT,
+            "format_version": 1,
+            "adapter_digest": runtime.adapter_digest,
+            "backbone_digest": runtime.backbone_digest,
+            "dtype": str(runtime.model.dtype),
+            "settings": settings,
+            "messages": list(state.messages),
+            "start": state.start,
+            "tokens": list(state.tokens),
+            "memory": {"file": memory, "sha256": _file_digest(folder / memory)},
+            "keys": [{k: v for k, v in asdict(part).items() if k != "folder"} for part in parts],
+        }
+        partial = folder / f"{MANIFEST}.{secrets.token_hex(4)}.partial"
+        _write_text(partial, json.dumps(manifest, ensure_ascii=False))
+    except OSError:
+        _remove(folder, keep=before)  # on a full disk, what is of no use must not fill it
+        raise
+    os.replace(partial, folder / MANIFEST)
+    _sync(folder)
+    _remove(folder, keep={MANIFEST, memory, *(part.file for part in parts)})
+    return replace(state, parts=tuple(parts))
+
+
+def _write_tensors(state: ChatState, folder: Path) -> tuple[list[StoredPart], str]:
+    """The parts of the state's cache, those now written among them, and the memory's new file."""
     parts = _reusable(state, folder)
     held = sum(part.tokens for part in parts)
     if held < state.keys.length:
@@ -53,25 +86,26 @@ def save(runtime: ChatRuntime, state: ChatState, folder: Path, settings: dict[st
     memory = f"memory-{secrets.token_hex(8)}.safetensors"
     state.memory.save(folder / memory)
     _sync(folder / memory)
-    manifest = {
-        "format": FORMAT,
-        "format_version": 1,
-        "adapter_digest": runtime.adapter_digest,
-        "backbone_digest": runtime.backbone_digest,
-        "dtype": str(runtime.model.dtype),
-        "settings": settings,
-        "messages": list(state.messages),
-        "start": state.start,
-        "tokens": list(state.tokens),
-        "memory": {"file": memory, "sha256": _file_digest(folder / memory)},
-        "keys": [{k: v for k, v in asdict(part).items() if k != "folder"} for part in parts],
-    }
-    _replace(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False))
-    named = {MANIFEST, memory, *(part.file for part in parts)}
+    return parts, memory
+
+
+def _remove(folder: Path, keep: set[str]) -> None:
+    """Remove what saves have written to the folder."""
     for path in folder.iterdir():
-        if path.name not in named and _OURS.fullmatch(path.name):
+        if path.name not in keep and _OURS.fullmatch(path.name):
             path.unlink(missing_ok=True)
-    return replace(state, parts=tuple(parts))
+
+
+def holds_another_chat(folder: Path, state: ChatState) -> bool:
+    """Whether saving this chat to the folder would replace one that isn't an earlier or later moment of it."""
+    if not (folder / MANIFEST).exists():
+        return False
+    try:
+        saved = read_manifest(folder)["messages"]
+    except SnapshotError:  # damaged, or not a session's
+        return True
+    common = min(len(saved), len(state.messages))
+    return bool(saved) and (not common or saved[:common] != list(state.messages[:common]))
 
 
 def load(runtime: ChatRuntime, folder: Path) -> ChatState:
@@ -150,7 +184,7 @@ def _write_part(keys: KeyValues, folder: Path) -> StoredPart:
     for index, (k, v) in enumerate(keys.layers):
         # contiguous copies the slice alone; a view would drag its whole storage along
         tensors[f"keys.{index}"], tensors[f"values.{index}"] = k.cpu().contiguous(), v.cpu().contiguous()
-    save_file(tensors, folder / name)
+    save_tensors(tensors, folder / name)
     _sync(folder / name)
     return StoredPart(str(folder.resolve()), name, keys.length, _file_digest(folder / name))
 
@@ -184,11 +218,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(path.parent)
+def _write_text(path: Path, text: str) -> None:
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # names its file only where that can't be opened
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -74,6 +74,10 @@ class ChatState:
         """How many messages are in the memory only."""
         return len(self.messages) - len(self.visible)
 
+    def cleared(self) -> ChatState:
+        """All turns out of the prompt and in the memory only, as if the window had moved past them."""
+        return ChatState(self.memory, self.messages, len(self.messages))
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -24,7 +24,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache
 
 from deltamem.chat.format import sentence_spans
 from deltamem.chat.messages import Message
@@ -32,6 +32,7 @@ from deltamem.chat.prompt_parts import Part, cut
 from deltamem.chat.reply import Reply, TurnOptions
 from deltamem.chat.reply_text import ReplyText
 from deltamem.chat.runtime import ChatRuntime
+from deltamem.chat.sampling import Sampler
 from deltamem.chat.state import ChatState, checked
 from deltamem.decoding.key_values import KeyValues
 from deltamem.errors import WindowError
@@ -60,10 +61,7 @@ class Turn:
         self.reply = ReplyText(runtime.tokenizer, options.stop)
         self.finish_reason: str | None = None
         self.next_token: int | None = None
-        self.generator: torch.Generator | None = None
-        if options.temperature > 0:
-            self.generator = torch.Generator(runtime.model.device)
-            self.generator.manual_seed(options.seed) if options.seed is not None else self.generator.seed()
+        self.sampler = Sampler(options, runtime.vocabulary, runtime.model.device)
 
     def feed_prompt(self) -> Tensor | None:
         """Feed the prompt's next part; after the last one, the logits [1, V] of the reply's first token."""
@@ -147,6 +145,7 @@ class Turn:
             memory=self.memory,
             write=part.write,
             segment_ids=None if part.segments is None else torch.tensor([part.segments], device=device),
+            strength=self.options.strength,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -186,12 +185,6 @@ def choose(turns: Sequence[Turn], logits: Tensor) -> list[int]:
     """The next token of each turn, greedily or drawn as its options say; logits are [B, V]."""
     tokens = logits.argmax(-1).tolist()
     for row, turn in enumerate(turns):
-        if turn.generator is None:
-            continue
-        scores = TemperatureLogitsWarper(float(turn.options.temperature))(None, logits[row : row + 1].float())
-        if turn.options.top_k:
-            scores = TopKLogitsWarper(turn.options.top_k)(None, scores)
-        if turn.options.top_p < 1:
-            scores = TopPLogitsWarper(turn.options.top_p)(None, scores)
-        tokens[row] = int(torch.multinomial(scores.softmax(-1), 1, generator=turn.generator))
+        if not turn.sampler.takes_the_likeliest:
+            tokens[row] = turn.sampler.choose(logits[row : row + 1], turn.tokens, turn.prompt_length)
     return tokens

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltamem.cli import loading
-from deltamem.errors import DeltaMemError
+from deltamem.errors import ChatExistsError, DeltaMemError
 
 if TYPE_CHECKING:
     from deltamem.chat.session import ChatSession
@@ -38,7 +38,7 @@ def command(
     adapter: loading.AdapterOption = None,
     model: loading.ModelOption = None,
     registry: loading.RegistryOption = None,
-    session: Annotated[Path | None, typer.Option(help="Saved session to go on with.")] = None,
+    session: Annotated[Path | None, typer.Option(callback=loading.home, help="Saved session to go on with.")] = None,
     system: Annotated[str | None, typer.Option(help="System message of a new session.")] = None,
     window: loading.WindowOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 512,
@@ -46,6 +46,7 @@ def command(
     top_p: Annotated[
         float, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
     ] = 1.0,
+    strength: loading.StrengthOption = 1.0,
     device: loading.DeviceOption = None,
     dtype: loading.DtypeOption = "auto",
 ) -> None:
@@ -58,7 +59,9 @@ def command(
         from deltamem.chat.reply import TurnOptions
         from deltamem.chat.session import ChatSession
 
-        TurnOptions(max_new_tokens, temperature, top_p)  # what is wrong with them is said now, not at the first turn
+        # what is wrong with them is said now, not at the first turn
+        TurnOptions(max_new_tokens, temperature, top_p, strength=strength)
+        delta_model.strength = strength
         chat = (
             ChatSession.load(delta_model, tokenizer, session)
             if session
@@ -75,6 +78,7 @@ class Terminal:
         self.console, self.session, self.options = console, session, options
 
     def run(self) -> None:
+        """Until the user leaves."""
         self.console.print("[dim]/help tells the commands[/dim]")
         while True:
             try:
@@ -97,6 +101,7 @@ class Terminal:
                 self.console.print("\n[dim]interrupted; the turn is taken back[/dim]")
 
     def answer(self, text: str) -> None:
+        """Answer a line and say what became of the turn."""
         self.console.print("[bold green]model[/] ", end="")
         for piece in self.session.stream(text, **self.options):
             self.console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
@@ -108,6 +113,7 @@ class Terminal:
             self.say("the reply was cut: it reached --max-new-tokens or the window's end")
 
     def command(self, line: str) -> None:
+        """Do what a line with a slash says."""
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         match name:
@@ -133,16 +139,28 @@ class Terminal:
                 self.session.reset()
                 self.say("everything is forgotten (/undo takes that back)")
             case "/save" if argument:
-                self.session.save(argument)
-                self.say(f"saved to {argument}")
+                self.save(loading.home(argument))
             case "/load" if argument:
                 runtime = self.session.runtime
-                self.session = type(self.session).load(runtime.model, runtime.tokenizer, argument)
+                self.session = type(self.session).load(runtime.model, runtime.tokenizer, loading.home(argument))
                 self.say(f"{len(self.session.messages)} messages, {self.session.forgotten} in the memory only")
             case _:
                 raise DeltaMemError(f"{line!r} is not a command, or lacks its argument; /help lists them")
 
+    def save(self, folder: str) -> None:
+        """Save the session; a folder that holds another one only if the user says so."""
+        try:
+            self.session.save(folder)
+        except ChatExistsError:
+            answer = self.console.input(f"{folder} holds another chat. Overwrite it? [y/N] ")
+            if answer.strip().lower() not in ("y", "yes"):
+                self.say("not saved")
+                return
+            self.session.save(folder, overwrite=True)
+        self.say(f"saved to {folder}")
+
     def show_memory(self) -> None:
+        """The memory's size, and its norms as bars."""
         norms = {i: float(norm.norm()) for i, norm in self.session.memory.norms().items()}
         size = sum(state.nbytes for state in self.session.memory.states.values())
         state = self.session.state
@@ -157,6 +175,7 @@ class Terminal:
         self.console.print(table)
 
     def compare(self, text: str) -> None:
+        """Two answers side by side."""
         with self.console.status("answering twice"):
             answers = self.session.compare(text, **self.options)
         titles = ("with memory", "without memory")
@@ -165,4 +184,5 @@ class Terminal:
         self.console.print(Columns(panels))
 
     def say(self, text: str) -> None:
+        """A word from the program, not from the model."""
         self.console.print(Text(text, style="dim"))

@@ -18,15 +18,22 @@ EXAMPLE = "Example: deltamem inspect path/to/adapter --png gates.png"
 
 def command(
     path: Annotated[str, typer.Argument(help="Adapter (folder, Hub id, models:/…), session folder or memory file.")],
-    png: Annotated[Path | None, typer.Option(help="Draw a heat map of the states (of an adapter: its gates).")] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(callback=loading.home, help="Draw a heat map of the states (of an adapter: its gates)."),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
-            help="Backbone (a folder or a Hub id): measure how much an adapter steers each of its layers, too."
+            callback=loading.home,
+            help="Backbone (a folder or a Hub id): measure how much an adapter steers each of its layers, too.",
         ),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="With --base: a text file that is written and read. Default: a short story.")
+        Path | None,
+        typer.Option(
+            callback=loading.home, help="With --base: a text file that is written and read. Default: a short story."
+        ),
     ] = None,
     device: loading.DeviceOption = None,
     dtype: loading.DtypeOption = "auto",

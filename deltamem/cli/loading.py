@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
 
 from deltamem.errors import DeltaMemError
 
+
+def home(path: Any) -> Any:
+    """A text or Path whose ~ is the user's folder: shells leave it as it is behind an equals sign (--store=~/x)."""
+    return path if path is None else type(path)(os.path.expanduser(path))
+
+
 BaseOption = Annotated[
-    str | None, typer.Option(help="Backbone: a folder or a Hub id. Default: the one the adapter names.")
+    str | None, typer.Option(callback=home, help="Backbone: a folder or a Hub id. Default: the one the adapter names.")
 ]
 AdapterOption = Annotated[
     str | None,
-    typer.Option(help="Adapter: a folder (also of the public release), a Hub id, or models:/NAME@ALIAS."),
+    typer.Option(
+        callback=home, help="Adapter: a folder (also of the public release), a Hub id, or models:/NAME@ALIAS."
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -33,6 +42,9 @@ WindowOption = Annotated[
         min=2,
         help="Most tokens of prompt and reply; beyond it old turns stay in the memory only. Default: the backbone's.",
     ),
+]
+StrengthOption = Annotated[
+    float, typer.Option(help="How strongly the memory steers: 1 as trained, 0 the frozen model.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Device, e.g. cuda or cpu. Default: a GPU if there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]

@@ -30,7 +30,20 @@ def command(
         str | None,
         typer.Option(envvar="DELTAMEM_API_KEY", help="Key that clients must send.", show_envvar=True),
     ] = None,
-    store: Annotated[Path, typer.Option(help="Folder of the kept sessions.")] = Path("deltamem-sessions"),
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of a web page that may call the server, e.g. https://chat.example; may be repeated."),
+    ] = None,
+    history: Annotated[
+        str | None,
+        typer.Option(
+            help="What clients with a session send where they don't say: whole (all messages, as most front ends do: "
+            "what changes the past is refused) or new. Default: told from the messages."
+        ),
+    ] = None,
+    store: Annotated[Path, typer.Option(callback=loading.home, help="Folder of the kept sessions.")] = Path(
+        "deltamem-sessions"
+    ),
     window: loading.WindowOption = None,
     part_tokens: Annotated[
         int,
@@ -44,6 +57,7 @@ def command(
     max_store_gb: Annotated[float, typer.Option(min=0, help="Disk for kept sessions, in GiB.")] = 64,
     max_held_gb: Annotated[float, typer.Option(min=0, help="Memory for sessions used lately, in GiB.")] = 2,
     max_age_days: Annotated[float, typer.Option(min=0, help="Sessions unused for longer are removed.")] = 30,
+    strength: loading.StrengthOption = 1.0,
     device: loading.DeviceOption = None,
     dtype: loading.DtypeOption = "auto",
 ) -> None:
@@ -60,17 +74,24 @@ def command(
         from deltamem.server.store import StoreLimits
     except ImportError as error:
         raise DeltaMemError(f"the server needs a package that isn't installed ({error.name})") from error
+    from deltamem.backbone.calls import checked_strength
     from deltamem.chat.runtime import ChatRuntime
 
-    check_reach(host, api_key)
+    if history not in (None, "whole", "new"):
+        raise DeltaMemError(f"--history {history}: choose whole or new")
+    origins = tuple(allow_origin or ())
+    check_reach(host, api_key, origins)
     place = bind(host, port)
     delta_model, tokenizer = loading.load(base, adapter, model, device, dtype, registry)
+    delta_model.strength = checked_strength(strength)
     settings = ServerSettings(
         model_name=name or _model_name(model or adapter),
         store=store,
         api_key=api_key,
         most_together=batch_size,
         most_waiting=max_waiting,
+        history=history,
+        origins=origins,
         requests=RequestLimits(int(max_body_mb * 2**20), reply_tokens=max_reply_tokens),
         kept=StoreLimits(max_sessions, int(max_store_gb * 2**30), int(max_held_gb * 2**30), max_age_days * 86_400),
     )

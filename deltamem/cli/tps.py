@@ -28,7 +28,7 @@ def command(
     new_tokens: Annotated[list[int], typer.Option(min=2, help="Reply length; may be given several times.")] = [64],  # noqa: B006
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 3,
-    output: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(callback=loading.home, help="Also write the figures as JSON.")] = None,
     device: loading.DeviceOption = None,
     dtype: loading.DtypeOption = "auto",
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from pydantic import ValidationError
 
 from deltamem.errors import DeltaMemError, SnapshotError, WindowError
@@ -35,7 +38,11 @@ def as_request_error(error: ValidationError | DeltaMemError) -> RequestError:
     return RequestError(str(error), param="messages")
 
 
-def first_wrong_field(errors: list[dict]) -> RequestError:
+def first_wrong_field(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     """The first of pydantic's findings, with its place in the request."""
     where = ".".join(str(part) for part in errors[0]["loc"]) or None
-    return RequestError(f"{where or 'body'}: {errors[0]['msg']}", param=where)
+    cause = errors[0].get("ctx", {}).get("error")  # what a validator of ours has raised
+    if isinstance(cause, RequestError):
+        return cause
+    said = cause if isinstance(cause, ValueError) else errors[0]["msg"]
+    return RequestError(f"{where or 'body'}: {said}", param=where)

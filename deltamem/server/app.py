@@ -9,10 +9,11 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, Response
 
 from deltamem.chat.runtime import ChatRuntime
-from deltamem.protocol.chat_completions import SESSION_ID
+from deltamem.protocol.requests import SESSION_ID
 from deltamem.server import errors
 from deltamem.server.limits import RequestLimits, key_check, read_body
 from deltamem.server.metrics import Metrics
@@ -41,6 +42,9 @@ def create_app(runtime: ChatRuntime, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="deltamem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.server = server
     app.add_middleware(CountRequests, metrics=metrics)
+    if settings.origins:
+        methods = ("GET", "POST", "DELETE")
+        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=methods, allow_headers=("*",))
     errors.install(app)
     guarded = [Depends(key_check(settings.api_key))]
 
@@ -66,6 +70,11 @@ def create_app(runtime: ChatRuntime, settings: ServerSettings) -> FastAPI:
         async with server.lock(session_id):
             deleted = await asyncio.to_thread(server.store.delete, session_id)
         return {"id": session_id, "deleted": deleted}
+
+    @app.delete("/v1/sessions/{session_id}/prompt", dependencies=guarded)
+    async def clear_session(session_id: SessionId) -> dict[str, Any]:
+        async with server.lock(session_id):
+            return await asyncio.to_thread(server.clear, session_id)
 
     @app.get("/metrics", dependencies=guarded)
     async def metrics_text() -> Response:

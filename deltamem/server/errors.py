@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 from fastapi import FastAPI, Request
@@ -17,8 +18,11 @@ from deltamem.server.store import StoreFullError
 
 log = logging.getLogger("deltamem.server")
 
-# Of the library's and the protocol's errors, those that aren't a plain 400.
-STATUS = {"session_conflict": 409, "session_unusable": 409}
+# Of the library's and the protocol's errors, those that aren't a plain 400. The openai client tries again after 408,
+# 409, 429 and all from 500 on, which would be in vain here: a session stays as it is.
+STATUS = {"session_conflict": 422, "session_unusable": 422}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DONT_RETRY = {"x-should-retry": "false"}  # what OpenAI's servers send to OpenAI's clients
 
 
 class ApiError(Exception):
@@ -63,7 +67,11 @@ def as_api_error(error: BaseException) -> ApiError:
         case StoppedError():
             return ApiError(503, str(error), "shutting_down")
         case StoreFullError():
-            return ApiError(429, str(error), "session_limit", "session_id")
+            return ApiError(429, str(error), "session_limit", "session_id", DONT_RETRY)
+        case OSError() if error.errno in DISK_FULL:
+            log.error("a turn could not be kept: %s", error)
+            message = "the server's disk is full: the turn could not be kept, and the session is as it was before it"
+            return ApiError(507, message, "disk_full", headers=DONT_RETRY)
         case HTTPException():
             return ApiError(error.status_code, str(error.detail), "http_error", headers=error.headers)
         case RequestValidationError():

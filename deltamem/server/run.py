@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Sequence
 
 import uvicorn
 from fastapi import FastAPI
@@ -67,10 +68,12 @@ def with_deadline(protocol: type[asyncio.Protocol], head_seconds: float) -> type
     return PromptProtocol
 
 
-def check_reach(host: str, api_key: str | None) -> None:
-    """Raise DeltaMemError if the server would be open to the network without a key."""
+def check_reach(host: str, api_key: str | None, origins: Sequence[str] = ()) -> None:
+    """Raise DeltaMemError if the server would be open to the network, or to every web page, without a key."""
     if host not in LOOPBACK and not api_key:
         raise DeltaMemError(f"host {host} can be reached from other machines: set an API key, or serve on 127.0.0.1")
+    if "*" in origins and not api_key:
+        raise DeltaMemError("every web page could use the server: set an API key, or name the pages' origins")
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -10,7 +10,8 @@ from typing import Any
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
 from deltamem.chat.turn import Turn, TurnOptions, frozen_turn
-from deltamem.protocol.chat_completions import ChatRequest, Completion, new_messages, session_facts
+from deltamem.protocol.requests import ChatRequest, new_messages
+from deltamem.protocol.responses import Completion, session_facts
 from deltamem.server.errors import ApiError, as_api_error
 from deltamem.server.scheduler import Cancelled, Finished, Job, TurnScheduler
 from deltamem.server.store import SessionStore
@@ -89,7 +90,7 @@ class RunningTurn:
 
     def _make_turn(self, options: TurnOptions) -> Turn:
         state = self._load()
-        messages = new_messages(state, [message.plain() for message in self.asked.messages])
+        messages = new_messages(state, [message.plain() for message in self.asked.messages], self.asked.history)
         make = frozen_turn if self.asked.without_memory else Turn
         return make(self.runtime, state, messages, options)
 

@@ -14,7 +14,9 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from deltamem.chat.runtime import ChatRuntime
-from deltamem.protocol.chat_completions import ChatRequest, Completion, session_facts
+from deltamem.chat.state import ChatState
+from deltamem.protocol.requests import ChatRequest, History
+from deltamem.protocol.responses import Completion, session_facts
 from deltamem.server.errors import ApiError
 from deltamem.server.limits import RequestLimits
 from deltamem.server.metrics import Metrics
@@ -35,6 +37,8 @@ class ServerSettings:
         api_key: None lets everybody on this machine in.
         most_together: turns decoded in one pass.
         most_waiting: turns that may wait for a place; more are refused.
+        history: how messages are meant where a request doesn't say (:func:`deltamem.protocol.requests.new_messages`).
+        origins: of web pages elsewhere that may call the server ("https://chat.example", or "*" for any).
     """
 
     model_name: str
@@ -42,6 +46,8 @@ class ServerSettings:
     api_key: str | None = None
     most_together: int = 8
     most_waiting: int = 256
+    history: History | None = None
+    origins: tuple[str, ...] = ()
     requests: RequestLimits = field(default_factory=RequestLimits)
     kept: StoreLimits = field(default_factory=StoreLimits)
 
@@ -92,6 +98,7 @@ class ChatServer:
         self.check_model(asked.model)
         options = asked.options(self.runtime.sampling, self.settings.requests.reply_tokens)
         lock = None if asked.session_id is None else self.lock(asked.session_id)
+        asked.history = asked.history or self.settings.history
         turn = RunningTurn(self.runtime, self.store, self.scheduler, asked, lock)
         await turn.start(options)
         first = await turn.next()
@@ -105,9 +112,7 @@ class ChatServer:
 
     def describe(self, session_id: str) -> dict[str, Any]:
         """GET /v1/sessions/ID."""
-        state = self.store.get(session_id)
-        if state is None:
-            raise ApiError(404, f"there is no session {session_id!r}", "session_not_found", "session_id")
+        state = self._known(session_id)
         return {
             "id": session_id,
             "object": "session",
@@ -115,3 +120,14 @@ class ChatServer:
             "disk_bytes": self.store.disk_bytes(session_id),
             **session_facts(state),
         }
+
+    def clear(self, session_id: str) -> dict[str, Any]:
+        """DELETE /v1/sessions/ID/prompt: its turns stay in the memory only. Its lock is held."""
+        self.store.put(session_id, self._known(session_id).cleared())
+        return self.describe(session_id)
+
+    def _known(self, session_id: str) -> ChatState:
+        state = self.store.get(session_id)
+        if state is None:
+            raise ApiError(404, f"there is no session {session_id!r}", "session_not_found", "session_id")
+        return state

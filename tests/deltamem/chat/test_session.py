@@ -124,6 +124,17 @@ def test_without_memory_is_the_frozen_backbone(chat):
     assert without.text == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+def test_the_strength_of_a_turn_is_its_own(chat):
+    chat.send("remember this", **SHORT)
+    _, frozen = chat.compare("what was it?", max_new_tokens=12)
+    weak, strong = chat.fork(), chat.fork()
+    assert weak.send("what was it?", max_new_tokens=12, strength=0).text == frozen.text
+    chat.send("what was it?", max_new_tokens=12)
+    assert chat.last_reply.text != frozen.text
+    chat.runtime.model.strength = 0.0  # what a turn says goes before what the model says
+    assert strong.send("what was it?", max_new_tokens=12, strength=1).text == chat.last_reply.text
+
+
 def test_undo_takes_back_exactly_one_turn(chat):
     chat.send("one", **SHORT)
     before, logits = chat.state, next_logits(chat)

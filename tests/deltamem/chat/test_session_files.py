@@ -10,7 +10,8 @@ import torch
 from deltamem import ChatSession, DeltaMemory
 from deltamem.chat import identity, session_files
 from deltamem.chat.turn import Turn, TurnOptions
-from deltamem.errors import SnapshotError
+from deltamem.errors import ChatExistsError, SnapshotError
+from tests.full_disk import full_disk
 from tests.tiny_models import make_chat_model
 
 SHORT = {"max_new_tokens": 8}
@@ -219,3 +220,59 @@ def test_a_save_that_breaks_off_leaves_the_old_session_or_the_new_one(models, tm
         same = chat if messages != 2 else restored
         assert torch.equal(next_logits(restored), next_logits(same))
     assert len(list(tmp_path.glob("memory-*"))) == 1, "leftovers are removed by the next save"
+
+
+def test_a_full_disk_is_an_error_of_the_file_and_leaves_what_was_saved(models, tmp_path):
+    chat = ChatSession(*models)
+    chat.send("one", **SHORT)
+    chat.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    chat.send("two", **SHORT)
+    with full_disk(), pytest.raises(OSError, match="too large") as caught:
+        chat.save(tmp_path)
+    assert caught.value.filename.startswith(str(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    chat.save(tmp_path)
+    assert ChatSession.load(*models, tmp_path).messages == chat.messages
+
+
+@pytest.mark.parametrize("largest, clear, file", [(500, False, "keys"), (500, True, "memory"), (3000, True, "session")])
+def test_wherever_the_disk_gets_full_nothing_is_left_behind(models, tmp_path, largest, clear, file):
+    chat = ChatSession(*models)
+    chat.send("a long message, " * 200, **SHORT)
+    if clear:  # there are no keys to be written then
+        chat.clear_prompt()
+    with full_disk(largest), pytest.raises(OSError, match=f"{tmp_path}/{file}"):
+        chat.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_memory_that_can_not_be_written_is_an_error_of_its_file(models, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"):
+        models[0].new_memory(1).save(tmp_path / "none" / "memory.safetensors")
+
+
+def test_another_chat_is_not_overwritten_unasked(models, tmp_path):
+    chat = ChatSession(*models)
+    chat.send("one", **SHORT)
+    chat.save(tmp_path)
+    chat.send("two", **SHORT)
+    chat.save(tmp_path)
+    chat.undo()
+    chat.save(tmp_path)  # an earlier moment of the same chat
+    chat.reset()
+    with pytest.raises(ChatExistsError, match="holds another chat"):
+        chat.save(tmp_path)
+    chat.send("else", **SHORT)
+    with pytest.raises(ChatExistsError, match="overwrite=True"):
+        chat.save(tmp_path)
+    assert ChatSession.load(*models, tmp_path).messages[0]["content"] == "one"
+    chat.save(tmp_path, overwrite=True)
+    assert ChatSession.load(*models, tmp_path).messages[0]["content"] == "else"
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(models, tmp_path):
+    (tmp_path / "session.json").write_text("{}")
+    with pytest.raises(ChatExistsError):
+        ChatSession(*models).save(tmp_path)
+    assert (tmp_path / "session.json").read_text() == "{}"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from deltamem import ChatSession, DeltaMemModel
 from deltamem.cli import app, main
 from pipelines.registry.model_folder import write_model_folder
+from tests.full_disk import full_disk
 from tests.tiny_models import make_chat_model
 
 
@@ -39,9 +40,14 @@ def deltamem(*arguments, input=None, columns=160):
     return result.output
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
 def test_help_names_every_command_and_option():
     text = deltamem("--help")
-    for name in ("chat", "serve", "inspect", "convert", "tps"):
+    for name in ("chat", "serve", "inspect", "convert", "publish", "tps"):
         assert name in text
         usage = deltamem(name, "--help")
         assert "--help" in usage and f"Example: deltamem {name} " in usage
@@ -71,6 +77,51 @@ def test_chat_answers_and_obeys(folders, tmp_path):
     reference = ChatSession(*make_chat_model("msw"))
     reference.send("hello", max_new_tokens=6)
     torch.testing.assert_close(dict(restored.memory.states), dict(reference.memory.states))
+
+
+def test_without_strength_the_chat_is_the_frozen_models(folders):
+    line = "/compare what is it?"
+    panels = [
+        re.findall(r"│ (.*?) +│ *│ (.*?) +│", chat(folders, "a secret", line, options=o))
+        for o in ([], ["--strength", 0])
+    ]
+    assert all(left == right for left, right in panels[1]) and any(left != right for left, right in panels[0])
+
+
+def test_a_tilde_is_the_users_folder(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    chat(folders, "hello", "/save ~/mine", "/load ~/mine")
+    assert (tmp_path / "mine" / "session.json").is_file() and not (tmp_path / "~").exists()
+    assert "2 messages" in chat(folders, "/load ~/mine", options=["--session=~/mine"])
+
+
+def test_saving_over_another_chat_asks_first(folders, tmp_path):
+    text = chat(
+        folders, "one", f"/save {tmp_path}/a", "two", f"/save {tmp_path}/a", "/reset", f"/save {tmp_path}/a", "n",
+        "three", f"/save {tmp_path}/a", "", f"/load {tmp_path}/a",
+    )  # fmt: skip
+    assert text.count("holds another chat. Overwrite it? [y/N]") == 2 and text.count("not saved") == 2
+    assert "4 messages, 0 in the memory only" in text
+    chat(folders, "four", f"/save {tmp_path}/a", "y")
+    restored = ChatSession.load(*make_chat_model("msw"), tmp_path / "a")
+    assert restored.messages[0]["content"] == "four"
+
+
+def test_a_full_disk_does_not_end_the_chat(folders, tmp_path):
+    with full_disk():
+        text = chat(folders, "one", f"/save {tmp_path}/a", "/memory")
+    assert "File too large" in text and "0 of 2 messages in the memory only" in text.replace("\n", " ")
+
+
+def test_converting_to_a_full_disk_ends_in_one_sentence(folders, tmp_path, monkeypatch, capsys):
+    for number, option in enumerate(([], ["--public"])):
+        monkeypatch.setattr(
+            "sys.argv", ["deltamem", "convert", str(folders / "adapter"), f"{tmp_path}/{number}", *option]
+        )
+        with full_disk(2000), pytest.raises(SystemExit):
+            main()
+        assert f"{tmp_path}/{number}/" in capsys.readouterr().err
 
 
 def test_chat_goes_on_with_a_saved_session_and_says_when_turns_leave(folders):
@@ -108,7 +159,11 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
         (["serve", "--adapter", "ADAPTER", "--host", "0.0.0.0"], "set an API key"),
         (["serve", "--adapter", "ADAPTER", "--port", "TAKEN"], "choose another --port"),
         (["serve", "--adapter", "ADAPTER", "--store", "BASE/config.json"], "choose another folder"),
-        (["chat", "--adapter", "ADAPTER", "--top-p", "0"], "top_p must be in"),
+        (["chat", "--adapter", "ADAPTER", "--top-p", "0"], "top_p must be a number > 0, at most 1"),
+        (["chat", "--adapter", "ADAPTER", "--strength", "nan"], "strength must be a number"),
+        (["serve", "--adapter", "ADAPTER", "--strength", "nan", "--port", "FREE"], "strength must be a finite number"),
+        (["serve", "--adapter", "ADAPTER", "--history", "some"], "choose whole or new"),
+        (["serve", "--adapter", "ADAPTER", "--allow-origin", "*"], "every web page could use the server"),
         (["chat", "--adapter", "ADAPTER", "--device", "nonsense"], "can't be loaded on nonsense"),
         (["chat", "--adapter", "ADAPTER", "--session", "SESSION", "--window", "99"], "are for a new session"),
         (["inspect", "ADAPTER", "--png", "x.bmp"], "must end in .png"),
@@ -124,6 +179,7 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
 def test_wrong_arguments_end_in_one_sentence(folders, arguments, message, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         places = {name.upper(): str(folders / name) for name in ("adapter", "base", "session")}
+        places["FREE"] = str(free_port())
         places["TAKEN"] = str(taken.getsockname()[1])
         for place, path in places.items():
             arguments = [argument.replace(place, path) for argument in arguments]

@@ -1,6 +1,7 @@
 """The API as its users meet it: through the official openai client."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -85,7 +86,7 @@ def test_messages_that_contradict_the_session_are_refused(client):
         [user("one"), {"role": "assistant", "content": "never said"}, user("two")],
         [{"role": "system", "content": "Be long."}, user("three")],
     ):
-        with pytest.raises(openai.ConflictError) as caught:
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
             client.chat.completions.create(messages=wrong, **SMALL, **session)
         assert caught.value.code == "session_conflict"
     with pytest.raises(openai.BadRequestError, match="new one from the user"):
@@ -108,6 +109,25 @@ def test_a_turn_may_leave_the_memory_alone_or_be_answered_without_it(client, ser
     after = server.chat.store.get("quiet")
     assert len(after.messages) == 4
     assert all(torch.equal(after.memory.states[i], before.memory.states[i]) for i in before.memory.states)
+
+
+def test_turns_of_different_strength_are_decoded_together(client, server):
+    reference = ChatSession(*make_chat_model())
+    reference.send("secret", max_new_tokens=8)
+    expected = {
+        s: reference.fork().send("what is it?", max_new_tokens=8, write=False, strength=s).text for s in (0, 0.5, 1)
+    }
+
+    def ask(strength):
+        session = {"session_id": f"strength-{strength}"}
+        client.chat.completions.create(messages=[user("secret")], **SMALL, extra_body=session)
+        more = {**session, "write": False, "strength": strength}
+        return client.chat.completions.create(messages=[user("what is it?")], **SMALL, extra_body=more)
+
+    with ThreadPoolExecutor(3) as pool:
+        replies = dict(zip(expected, pool.map(ask, expected), strict=True))
+    assert {s: reply.choices[0].message.content for s, reply in replies.items()} == expected
+    assert len(set(expected.values())) == 3
 
 
 def test_the_models_are_listed(client):

@@ -162,7 +162,7 @@ def test_a_server_with_another_adapter_refuses_the_session_and_says_why(start_se
     first.stop()
     other = start_server(model=make_chat_model(seed=5))
     answer = other.ask("hi", session="s")
-    assert answer.status_code == 409 and "another adapter" in answer.json()["error"]["message"]
+    assert answer.status_code == 422 and "another adapter" in answer.json()["error"]["message"]
     assert other.ask("hi", session="t").status_code == 200
 
 

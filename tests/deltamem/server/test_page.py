@@ -64,6 +64,21 @@ def test_a_chat_with_its_memory_and_the_answer_without_it(start_server, open_pag
     assert not [entry for entry in page.logged if "exceptionDetails" in entry]
 
 
+def test_the_prompt_is_cleared_and_the_memory_stays(start_server, open_page):
+    server = start_server(model=make_chat_model("msw"))
+    page = open_page(server)
+    say(page, "a secret")
+    before = server.chat.store.get("page")
+    page.run('document.getElementById("clear").click()')
+    page.wait_for('document.querySelector("#log .notice")?.textContent.startsWith("2 messages have left the prompt")')
+    page.run('document.getElementById("write").click()')
+    say(page, "a secret")  # the same words again are a turn like any other
+    after = server.chat.store.get("page")
+    assert after.forgotten == 2 and len(after.messages) == 4
+    assert all((after.memory.states[i] == before.memory.states[i]).all() for i in after.memory.states)
+    assert not [entry for entry in page.logged if "exceptionDetails" in entry]
+
+
 def test_a_key_is_asked_for_when_the_server_wants_one(start_server, open_page):
     server = start_server(api_key="sk-page")
     page = open_page(server)

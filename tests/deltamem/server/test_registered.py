@@ -10,10 +10,12 @@ import time
 
 import httpx
 import mlflow
+import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 
 from deltamem import ChatSession, DeltaMemError
@@ -112,6 +114,55 @@ def test_both_servers_complete_a_chat_alike(registry, start_server):
     assert refused.status_code == 400 and "use deltamem serve" in refused.json()["message"]
 
 
+QUESTIONS = ["I am Ada.", "Who am I?"]
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        QUESTIONS,
+        [[{"role": "user", "content": text}] for text in QUESTIONS],
+        pd.DataFrame({"question": QUESTIONS}),
+        pd.DataFrame({"messages": [[{"role": "user", "content": text}] for text in QUESTIONS], "id": [1, 2]}),
+    ],
+    ids=["texts", "chats", "a column of texts", "a column of chats"],
+)
+def test_several_chats_are_answered_one_by_one(pyfunc, several):
+    alone = [pyfunc.predict(text, params={"max_new_tokens": 6}) for text in QUESTIONS]
+    assert pyfunc.predict(several, params={"max_new_tokens": 6}) == alone
+    assert alone[0] == ChatSession(*make_chat_model("ssw")).send(QUESTIONS[0], max_new_tokens=6).text
+
+
+def test_a_table_of_roles_and_contents_is_one_chat(pyfunc):
+    assert pyfunc.predict(pd.DataFrame(DIALOGUE), params={"max_new_tokens": 12}) == expected(max_new_tokens=12).text
+
+
+@pytest.mark.parametrize(
+    "body, kind",
+    [
+        (json.dumps({"inputs": QUESTIONS}), "application/json"),
+        (
+            json.dumps({"dataframe_split": {"columns": ["q"], "data": [[text] for text in QUESTIONS]}}),
+            "application/json",
+        ),
+        ("q\n" + "\n".join(QUESTIONS) + "\n", "text/csv"),
+    ],
+)
+def test_texts_in_each_of_mlflows_input_formats(registry, body, kind):
+    model = mlflow.pyfunc.load_model(str(registry.folder), model_config={"max_new_tokens": 6})
+    answer = scoring_server.invocations(body, kind, model, None)
+    assert json.loads(answer.response)["predictions"] == model.predict(QUESTIONS)
+
+
+def test_the_input_example_is_one(registry, pyfunc):
+    card = Model.load(str(registry.folder))
+    example = card.load_input_example(str(registry.folder))
+    assert pyfunc.predict(example)["choices"][0]["message"]["role"] == "assistant"
+    served = card.get_serving_input(str(registry.folder))
+    answer = scoring_server.invocations(served, "application/json", pyfunc, None)
+    assert json.loads(answer.response)["object"] == "chat.completion"
+
+
 def test_mlflows_own_input_formats_carry_messages_and_parameters(pyfunc):
     body = json.dumps({"inputs": DIALOGUE, "params": {"max_new_tokens": 12}})
     answer = scoring_server.invocations(body, "application/json", pyfunc, None)
@@ -121,11 +172,13 @@ def test_mlflows_own_input_formats_carry_messages_and_parameters(pyfunc):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ("hello", "expected chat messages"),
+        (7, "expected a text; chat messages"),
         ([], "messages"),
         ([{"role": "user"}], "messages.0.content"),
         ([{"role": "assistant", "content": "hi"}], "last one must be a new one from the user"),
-        ({"prompt": "hello"}, "expected chat messages"),
+        ({"prompt": "hello"}, "expected a text; chat messages"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"]}), "the table has the columns a, b; expected"),
+        (pd.DataFrame(), "the table has the columns"),
         ({**REQUEST, "stream": True}, "use deltamem serve"),
         ({**REQUEST, "shell": "rm"}, "shell"),
         ({**REQUEST, "max_tokens": 10**6}, "at most 4096"),
