@@ -55,7 +55,7 @@ def test_a_chat_heeds_the_penalties_as_generate_does():
     prompt = torch.tensor([chat.state.tokens[: reply.prompt_tokens]])
     with torch.no_grad():
         out = model.generate(prompt, max_new_tokens=20, do_sample=False, repetition_penalty=1.5)
-    assert chat.state.tokens == out[0].tolist()[: len(chat.state.tokens)]
+    assert list(chat.state.tokens) == out[0].tolist()[: len(chat.state.tokens)]
     assert reply.text != ChatSession(model, tokenizer).send("hello", max_new_tokens=20).text
 
 
