@@ -31,6 +31,7 @@ class Batch:
         if new := [turn for turn in turns if turn not in self._slot_of]:
             self._join(turns, new)
         decoder, slots = self._decoder, [self._slot_of[turn] for turn in turns]
+        assert decoder is not None  # joining has made one
         tokens = torch.zeros(decoder.slots, 1, dtype=torch.long)
         tokens[slots, 0] = torch.tensor([turn.next_token for turn in turns])
         decoder.token.copy_(tokens)
@@ -43,12 +44,14 @@ class Batch:
         """Hand turns (None: all) their own cache and memory, and forget them."""
         turns = list(self._slot_of) if turns is None else list(turns)
         for turn in turns:
+            assert self._decoder is not None  # a turn is in a slot of one
             turn.keys, turn.memory = self._decoder.take(self._slot_of[turn])
         self.drop(turns)
 
     def drop(self, turns: Iterable[Turn]) -> None:
         """Forget turns that nobody waits for; what they have read and written is gone."""
-        if slots := [self._slot_of.pop(turn) for turn in turns if turn in self._slot_of]:
+        slots = [self._slot_of.pop(turn) for turn in turns if turn in self._slot_of]
+        if slots and self._decoder is not None:
             self._decoder.free(slots)
 
     def _join(self, turns: Sequence[Turn], new: Sequence[Turn]) -> None:
@@ -56,9 +59,8 @@ class Batch:
         cuda = model.device.type == "cuda"
         rows = round_up(len(turns), model.device)
         length = round_up(max(turn.longest for turn in turns), model.device)
-        fits = decoder is not None and decoder.capacity >= length
-        fits = fits and (decoder.slots == rows or (cuda and decoder.slots > rows))
-        if not fits:
+        long_enough = decoder is not None and decoder.capacity >= length
+        if decoder is None or not long_enough or not (decoder.slots == rows or (cuda and decoder.slots > rows)):
             self.release()
             self._decoder = decoder = None  # its buffers go before new ones are made
             self._decoder = decoder = SlotDecoder(model, rows, length)

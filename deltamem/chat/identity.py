@@ -41,10 +41,11 @@ def backbone_digest(base: PreTrainedModel) -> str:
 
 def _plain(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The tensors that a quantised weight is made of; of any other weight itself."""
-    if not hasattr(tensor, "__tensor_flatten__"):
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
         yield name, tensor
         return
-    for part in tensor.__tensor_flatten__()[0]:
+    for part in flatten()[0]:
         yield from _plain(f"{name}.{part}", getattr(tensor, part))
 
 

@@ -37,6 +37,6 @@ def cut(
     """Parts of at most ``most_tokens`` tokens, in order; the whole as one part where it may not be cut."""
     ids = list(ids)
     if write and by_segment:
-        return [Part(ids, list(segments), True)]
+        return [Part(ids, None if segments is None else list(segments), True)]
     starts = range(0, len(ids), most_tokens)
     return [Part(ids[start : start + most_tokens], None, write) for start in starts]

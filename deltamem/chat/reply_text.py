@@ -21,7 +21,7 @@ class ReplyText:
         self._stop = tuple(stop)
         self._tokens: list[int] = []
         self._ends: list[int] = []  # length of the text after each token
-        self.text = ""
+        self.text: str = ""
         self.shown = 0
         self.stopped = False
 
@@ -36,7 +36,7 @@ class ReplyText:
         """The text held back until the reply's end."""
         if not self.stopped:
             whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-            if whole.startswith(self.text):  # bytes that make no whole character
+            if isinstance(whole, str) and whole.startswith(self.text):  # bytes that make no whole character
                 self.text = whole
         return self._show(len(self.text))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Sampler:
         if options.repetition_penalty != 1:
             self._over_all.append(RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty)))
         if options.logit_bias:
-            bias = {(token,): float(value) for token, value in options.logit_bias.items()}
+            bias: list[list[list[int] | float]] = [[[token], float(b)] for token, b in options.logit_bias.items()]
             self._over_all.append(SequenceBiasLogitsProcessor(bias))
         if options.presence_penalty or options.frequency_penalty:
             self._over_reply.append(OccurrencePenalty(options.presence_penalty, options.frequency_penalty))
@@ -71,12 +72,12 @@ class Sampler:
             scores: the model's logits, [1, V].
             tokens: prompt and reply so far.
         """
-        seen = torch.tensor([tokens], device=scores.device)
+        seen = cast(torch.LongTensor, torch.tensor([tokens], device=scores.device))
         scores = self._over_all(seen, scores.float())
-        scores = self._over_reply(seen[:, prompt_length:], scores)
+        scores = self._over_reply(cast(torch.LongTensor, seen[:, prompt_length:]), scores)
         if self._generator is None:
             return int(scores.argmax(-1))
-        scores = self._warpers(None, scores)
+        scores = self._warpers(seen, scores)
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
 
 

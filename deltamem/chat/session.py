@@ -106,15 +106,13 @@ class ChatSession:
         """Like :meth:`stream`, but returns the whole reply."""
         for _ in self.stream(message, **options):
             pass
+        assert self.last_reply is not None
         return self.last_reply
 
     def compare(self, message: str | Sequence[Message], **options: Any) -> tuple[Reply, Reply]:
         """Answers with the memory, and of the frozen backbone given the visible messages; changes nothing."""
-        options, new = replace(self._options(options), write=False), self._new(message)
-        turns = (
-            Turn(self.runtime, self.state, new, options),
-            frozen_turn(self.runtime, self.state, new, options),
-        )
+        how, new = replace(self._options(options), write=False), self._new(message)
+        turns = (Turn(self.runtime, self.state, new, how), frozen_turn(self.runtime, self.state, new, how))
         for turn in turns:
             for _ in reply_pieces(turn):
                 pass
@@ -183,4 +181,5 @@ class ChatSession:
         return new
 
     def _options(self, options: dict[str, Any]) -> TurnOptions:
-        return TurnOptions(**{"write": self.write, **options})
+        options.setdefault("write", self.write)
+        return TurnOptions(**options)

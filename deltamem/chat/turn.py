@@ -60,7 +60,7 @@ class Turn:
         self._cache: DynamicCache | None = None
         self.reply = ReplyText(runtime.tokenizer, options.stop)
         self.finish_reason: str | None = None
-        self.next_token: int | None = None
+        self.next_token: int  # the one to be fed next, once there is one
         self.sampler = Sampler(options, runtime.vocabulary, runtime.model.device)
 
     def feed_prompt(self) -> Tensor | None:
@@ -125,6 +125,8 @@ class Turn:
         )
 
     def summary(self) -> Reply:
+        """What came of the turn; it must be finished."""
+        assert self.finish_reason is not None
         rebuilt = self.plan.rebuild is not None
         return Reply(
             text=self.reply.text,

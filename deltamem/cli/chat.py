@@ -107,6 +107,7 @@ class Terminal:
             self.console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
         self.console.print()
         reply = self.session.last_reply
+        assert reply is not None
         if reply.newly_forgotten:
             self.say(f"{reply.newly_forgotten} messages have left the prompt and stay in the memory only")
         if reply.finish_reason == "length":

@@ -63,7 +63,8 @@ def load(
     Raises:
         DeltaMemError: a part isn't named or can't be had.
     """
-    if (adapter is None) == (model is None):
+    name = adapter or model
+    if name is None or (adapter and model):
         raise DeltaMemError("name the adapter: either --adapter (with --base) or --model models:/…")
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise DeltaMemError(f"--dtype {dtype}: choose auto, float32, bfloat16 or float16")
@@ -78,7 +79,7 @@ def load(
     from deltamem.model import DeltaMemModel
 
     logging.disable_progress_bar()
-    folder = locate(adapter or model, registry)
+    folder = locate(name, registry)
     revision = None
     if base is None:
         base = registered_backbone(folder)

@@ -85,7 +85,7 @@ def command(
     delta_model, tokenizer = loading.load(base, adapter, model, device, dtype, registry)
     delta_model.strength = checked_strength(strength)
     settings = ServerSettings(
-        model_name=name or _model_name(model or adapter),
+        model_name=name or _model_name(model or adapter or ""),
         store=store,
         api_key=api_key,
         most_together=batch_size,

@@ -123,9 +123,12 @@ class ChatRequest(BaseModel):
         tokens = self.max_completion_tokens or self.max_tokens or min(default_tokens, most_tokens)
         if tokens > most_tokens:
             raise RequestError(f"max_tokens: this server allows at most {most_tokens}", "too_large", "max_tokens")
+        drawing: dict[str, Any] = {
+            name: value if (said := getattr(self, name)) is None else said for name, value in sampling.items()
+        }
         return TurnOptions(
             max_new_tokens=tokens,
-            **{name: value if (said := getattr(self, name)) is None else said for name, value in sampling.items()},
+            **drawing,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=self.logit_bias,

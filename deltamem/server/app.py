@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -33,7 +33,7 @@ def create_app(runtime: ChatRuntime, settings: ServerSettings) -> FastAPI:
     server = ChatServer(runtime, settings, metrics)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         sweep = asyncio.create_task(server.sweep())
         yield
         sweep.cancel()
@@ -93,12 +93,12 @@ def create_app(runtime: ChatRuntime, settings: ServerSettings) -> FastAPI:
 
 
 async def unless_client_leaves(
-    request: Request, answer: Callable[[Request, bytes], Awaitable[Response]], limits: RequestLimits
+    request: Request, answer: Callable[[Request, bytes], Coroutine[Any, Any, Response]], limits: RequestLimits
 ) -> Response:
     """Answer a request's body; when the client goes first, the work for it ends."""
     work = asyncio.create_task(answer(request, await read_body(request, limits)))
     # after the body, nothing but the client's leaving can be received
-    left = asyncio.create_task(request.receive())
+    left = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
         return work.result() if work.done() else Response(status_code=CLIENT_LEFT)

@@ -36,9 +36,11 @@ def key_check(api_key: str | None) -> Callable[[Request], None]:
     page from elsewhere can't reach it through a name of its own that resolves to this machine.
     """
 
+    expected = (api_key or "").encode()
+
     def with_key(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode("utf-8", "surrogateescape"), api_key.encode()):
+        if not secrets.compare_digest(given.encode("utf-8", "surrogateescape"), expected):
             raise ApiError(
                 401,
                 "wrong or missing API key; send it as 'Authorization: Bearer KEY'",

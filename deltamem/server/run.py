@@ -48,7 +48,7 @@ def with_deadline(protocol: type[asyncio.Protocol], head_seconds: float) -> type
     defines for every protocol is used.
     """
 
-    class PromptProtocol(protocol):
+    class PromptProtocol(protocol):  # ty: ignore[unsupported-base]
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._tail = b""

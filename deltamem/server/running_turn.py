@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from deltamem.chat.runtime import ChatRuntime
@@ -35,7 +37,7 @@ class RunningTurn:
         self.runtime, self.store, self.scheduler, self.asked = runtime, store, scheduler, asked
         self.session_id, self._lock = asked.session_id, lock
         self._events: asyncio.Queue[str | Finished | BaseException] = asyncio.Queue()
-        self._job: Job | None = None
+        self._called_off = threading.Event()
 
     async def start(self, options: TurnOptions) -> None:
         """Wait until the session is free and queue the job, at whose end, good or bad, it is free again."""
@@ -44,13 +46,10 @@ class RunningTurn:
         try:
             turn = await asyncio.to_thread(self._make_turn, options)
             loop = asyncio.get_running_loop()
-            keep = self.session_id is not None and not self.asked.without_memory
-            self._job = Job(
-                turn=turn,
-                emit=lambda event: _in_loop(loop, self._take, event),
-                commit=self._keep if keep else lambda state: state,
-            )
-            self.scheduler.submit(self._job)
+            emit = partial(_in_loop, loop, self._take)
+            kept = None if self.asked.without_memory else self.session_id
+            commit = (lambda state: state) if kept is None else partial(self.store.put, kept)
+            self.scheduler.submit(Job(turn, emit, commit, self._called_off))
         except BaseException:
             self._unlock()
             raise
@@ -60,7 +59,7 @@ class RunningTurn:
         try:
             event = await self._events.get()
         except asyncio.CancelledError:
-            self._job.cancelled.set()
+            self._called_off.set()
             raise
         if isinstance(event, BaseException):
             raise as_api_error(event) from event
@@ -81,7 +80,7 @@ class RunningTurn:
         except ApiError as error:
             yield _event(error.body())
         finally:
-            self._job.cancelled.set()  # the client may have gone; after the end it changes nothing
+            self._called_off.set()  # the client may have gone; after the end it changes nothing
 
     def extra(self, finished: Finished) -> dict[str, Any]:
         """What the response tells of the session beside the reply."""
@@ -99,9 +98,6 @@ class RunningTurn:
             return self.runtime.new_state()
         self.store.check_room(self.session_id)
         return self.store.get(self.session_id) or self.runtime.new_state()
-
-    def _keep(self, state: ChatState) -> ChatState:
-        return self.store.put(self.session_id, state)
 
     def _take(self, event: str | Finished | BaseException) -> None:
         if not isinstance(event, str):
