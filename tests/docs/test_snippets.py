@@ -8,25 +8,28 @@ from pathlib import Path
 import mlflow
 import pytest
 import typer
+import yaml
 from mlflow import MlflowClient
 from snakemake.cli import parse_args
 
 from deltamem.cli import app
-from pipelines.config import load_config
+from pipelines.config import load_config, resolve_config
+from pipelines.config.files import read_mapping
 from pipelines.evaluation.records import write_parquet
-from pipelines.pyfunc import write_model_folder
-from tests.docs.pages import commands, run
+from pipelines.registry.model_folder import write_model_folder
+from tests.docs.pages import PAGES, blocks, commands, run
 from tests.paths import PROJECT
 from tests.tiny_models import make_chat_model
 
 
 def parse(command, words: list[str]) -> None:
-    """Parses a command line of click as far as its last subcommand; what is wrong with it raises."""
+    """Parses a command line of click, subcommands first; what is wrong with it raises."""
+    while hasattr(command, "get_command"):
+        name, *words = words
+        command = command.get_command(command.context_class(command), name)
+        assert command is not None, name
     try:
-        context = command.make_context(command.name, list(words))
-        while hasattr(command, "resolve_command"):
-            name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
-            context = command.make_context(name, words, parent=context)
+        command.make_context(command.name, list(words))
     except typer.Exit:  # --help
         pass
 
@@ -68,6 +71,11 @@ CHECKS = {
 def test_a_command_is_known_with_its_options(words, monkeypatch):
     monkeypatch.chdir(PROJECT)
     CHECKS[words[0]](words[1:])
+
+
+@pytest.mark.parametrize("text", [block for page in PAGES for block in blocks(page, "yaml")])
+def test_what_a_page_shows_of_a_configuration_is_one(text):
+    resolve_config(read_mapping(PROJECT / "configs/quickstart.yaml") | yaml.safe_load(text), "page")
 
 
 @pytest.fixture(scope="module")
