@@ -25,9 +25,9 @@ from pipelines.benchmarks.base import first_questions
 from pipelines.config import Config, load_config
 from pipelines.config.conditions import CONDITIONS
 from pipelines.errors import run_stage
-from pipelines.evaluation.duplicates import Distinct
 from pipelines.evaluation.exam import Exam
 from pipelines.evaluation.examiner import Examiner, reader_and_encoder
+from pipelines.evaluation.intake import Intake
 from pipelines.evaluation.records import Record, RecordLog, write_parquet
 from pipelines.evaluation.results import summarise
 from pipelines.evaluation.statistics import Bootstrap
@@ -113,10 +113,10 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
         exam.benchmark, config.entry("benchmarks", exam.benchmark), Layout(config).data(exam.backbone, "eval")
     )
     model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
-    distinct = Distinct.of(list(benchmark.contexts()))
-    for sentence in distinct.told():
+    intake = Intake.of(list(benchmark.contexts()))
+    for sentence in intake.told():
         console.print(f"{exam.benchmark}: {sentence}")
-    contexts = distinct.contexts
+    contexts = intake.contexts
     if exam.limit is not None:
         contexts = first_questions(contexts, exam.limit)
     reader, encoder = reader_and_encoder(model, tokenizer, contexts[0].questions[0])
@@ -139,8 +139,8 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
             log.add([], cost)
     limits = how.batch_size, how.max_new_tokens, _cache_bytes(reader.device, how.gpus)
     Examiner(benchmark, contexts, reader, encoder, log, *limits, console).run(conditions)
-    same_ids = {"repeated": list(distinct.repeated), "renamed": list(distinct.renamed)}
-    return log, Answers(log.records, benchmark.metrics, {"same_ids": same_ids} if any(same_ids.values()) else {})
+    note = intake.note()
+    return log, Answers(log.records, benchmark.metrics, {"records": note} if note else {})
 
 
 def _cache_bytes(device: torch.device, gpus: float) -> int:

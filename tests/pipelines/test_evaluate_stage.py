@@ -130,7 +130,7 @@ def test_a_try_lies_apart(config):
     assert len(pd.read_parquet(layout.records(*CELL, "qasper-first4"))) == 8
 
 
-def test_records_with_one_id_are_told_apart_or_asked_once(prepared, tmp_path, capsys):
+def test_damaged_records_are_kept_and_named_and_repeated_ones_asked_once(prepared, tmp_path, capsys):
     def record(answer):
         return {
             "_id": "5a8b",
@@ -141,13 +141,13 @@ def test_records_with_one_id_are_told_apart_or_asked_once(prepared, tmp_path, ca
         }
 
     data = tmp_path / "hotpotqa.json"
-    data.write_text(json.dumps([record("cat"), record("dog"), record("cat"), {**record("fox"), "_id": "5a8c"}]))
+    data.write_text(json.dumps([record("cat"), record("dog"), record("cat"), {**record("fox \ud83d"), "_id": "5a8c"}]))
     entry = {"kind": "hotpotqa", "version": 1, "file": str(data)}
     settings = json.loads(prepared.to_json()) | {"benchmarks": {"hotpotqa": entry}}
     settings["register"]["champion_metric"] = "hotpotqa/memory_effect_nll"
     result = evaluate(resolve_config(settings, "test"), *CELL, "hotpotqa")
     assert result["conditions"]["state"]["nll"]["n"] == 3
-    assert result["same_ids"] == {"repeated": ["5a8b"], "renamed": ["5a8b"]}
+    assert result["records"] == {"repeated": ["5a8b"], "renamed": ["5a8b"], "mended": ["5a8c"]}
     assert "hotpotqa: 5a8b: more than once in the data" in capsys.readouterr().out
 
 

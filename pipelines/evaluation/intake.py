@@ -1,16 +1,17 @@
-"""Records that are in a benchmark's data more than once, and different ones that share an id."""
+"""A benchmark's questions as its data have them, made fit to be asked: every id once, and text that can be written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from pipelines.benchmarks.base import Context, Question
+from pipelines.data.files import mended
 
 
 @dataclass
-class Distinct:
-    """Contexts and questions whose ids are theirs alone.
+class Intake:
+    """Contexts and questions whose ids are theirs alone, and whose text any tokenizer and file takes.
 
     Everything in an evaluation goes by ids: which memory a question starts from, which answers are there already, and
     which answers of two methods are compared.
@@ -19,19 +20,21 @@ class Distinct:
         contexts: what is there twice, word for word, is there once; of different records with one id all but the first
             have a number after theirs.
         repeated, renamed: the ids of which this is true.
+        mended: ids of contexts in whose text half a character (a lone surrogate) was replaced by U+FFFD.
     """
 
     contexts: list[Context] = field(default_factory=list)
     repeated: dict[str, None] = field(default_factory=dict)
     renamed: dict[str, None] = field(default_factory=dict)
+    mended: dict[str, None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, contexts: Sequence[Context]) -> Distinct:
+    def of(cls, contexts: Sequence[Context]) -> Intake:
         found = cls()
         read: dict[str, list[Context]] = {}
         context_ids: set[str] = set()
         question_ids: set[str] = set()
-        for context in contexts:
+        for context in map(found._mend, contexts):
             twins = read.setdefault(context.context_id, [])
             if context in twins:
                 found.repeated[context.context_id] = None
@@ -41,6 +44,13 @@ class Distinct:
             context_id = found._own_id(context.context_id, context_ids)
             found.contexts.append(replace(context, context_id=context_id, questions=questions))
         return found
+
+    def _mend(self, context: Context) -> Context:
+        content, damaged = mended(asdict(context))
+        if not damaged:
+            return context
+        self.mended[content["context_id"]] = None
+        return Context(**content | {"questions": [Question(**question) for question in content["questions"]]})
 
     def _questions(self, questions: Sequence[Question], taken: set[str]) -> Iterator[Question]:
         for number, question in enumerate(questions):
@@ -59,11 +69,18 @@ class Distinct:
         return own
 
     def told(self) -> Iterator[str]:
-        """What was done, a sentence each; nothing where all ids were distinct."""
+        """What was done, a sentence each; nothing where nothing had to be."""
         if self.repeated:
             yield f"{_some(self.repeated)}: more than once in the data, word for word; asked once"
         if self.renamed:
             yield f"{_some(self.renamed)}: id of different records; all but the first get a number after theirs"
+        if self.mended:
+            yield f"{_some(self.mended)}: half characters (lone surrogates) in the text; replaced by U+FFFD"
+
+    def note(self) -> dict[str, list[str]]:
+        """The same for the result: {what was done: ids}."""
+        done = {"repeated": self.repeated, "renamed": self.renamed, "mended": self.mended}
+        return {what: list(ids) for what, ids in done.items() if ids}
 
 
 def _some(ids: dict[str, None]) -> str:
