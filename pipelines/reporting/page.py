@@ -81,7 +81,6 @@ def render(config: Config, results: Results, contents: Contents, plots: Mapping[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {f.__name__: f for f in (backbone_source, backbone_loading, data_source)}
     samples = groupby(results.samples, key=lambda sample: (sample.backbone, sample.benchmark))
     return environment.get_template("report.html.j2").render(
         config=config,
@@ -89,6 +88,9 @@ def render(config: Config, results: Results, contents: Contents, plots: Mapping[
         contents=contents,
         conditions={n: c for n, c in CONDITIONS.items() if c.by_default or n in config.evaluate.conditions},
         source=published()["source"],
+        backbone_source=backbone_source,
+        backbone_loading=backbone_loading,
+        data_source=data_source,
         plots={name: (words, _inline(svg)) for name, (words, svg) in plots.items()},
         samples=[(*key, list(questions)) for key, questions in samples],
         failed=[job for job in results.unfinished if job.state == "failed"],
