@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import date
-from typing import Literal
+from typing import Any, Literal, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,10 @@ _EARLIER = [
 ]
 # Answers come without a thinking block (Qwen3, SmolLM3), and the same messages give the same text on every day
 # (SmolLM3's template prints the date).
-TEMPLATE_OPTIONS = {"enable_thinking": False, "strftime_now": lambda form: date(2025, 1, 1).strftime(form)}
+TEMPLATE_OPTIONS: dict[str, Any] = {
+    "enable_thinking": False,
+    "strftime_now": lambda form: date(2025, 1, 1).strftime(form),
+}
 
 
 def encode_messages(
@@ -129,7 +132,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gen
     if tokenizer.chat_template is None:
         raise DeltaMemError("this tokenizer has no chat template; encode the text yourself and pass segment_ids")
     shield = Shield(tokenizer, messages)
-    options = {"tokenize": False, "add_generation_prompt": generation_prompt, **TEMPLATE_OPTIONS}
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": generation_prompt, **TEMPLATE_OPTIONS}
     try:
         text = tokenizer.apply_chat_template(shield.messages, **options)
     except TemplateError:
@@ -138,7 +141,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gen
             text = tokenizer.apply_chat_template(_merge_neighbours(shield.messages), **options)
         except TemplateError as error:
             raise DeltaMemError(f"the chat template refuses these messages: {error}") from error
-    return shield.lift(text)
+    return shield.lift(cast(str, text))
 
 
 def _merge_neighbours(messages: Sequence[Message]) -> list[Message]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from deltamem.decoding.attention import PREFIXED, with_attention
 from deltamem.decoding.key_values import KeyValues
@@ -31,7 +31,7 @@ class PrefixReader:
         prefix: KeyValues,
         input_ids: Tensor,
         mask: Tensor,
-        cache: DynamicCache,
+        cache: Cache,
         memory: DeltaMemory | None,
         write: bool,
         segment_ids: Tensor | None,

@@ -5,7 +5,8 @@ What each is for is told in ``pipelines.evaluation``.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, cast
 
 ConditionName = Literal["none", "state", "swapped", "permuted", "strength_0", "strength_2", "full"]
 
@@ -38,7 +39,7 @@ class Condition(NamedTuple):
         return self.written_from is not None
 
 
-CONDITIONS: dict[ConditionName, Condition] = {
+CONDITIONS: Mapping[str, Condition] = {
     "none": Condition("question", "empty", "What the model says from the question alone."),
     "state": Condition(
         "question",
@@ -85,4 +86,4 @@ CONDITIONS: dict[ConditionName, Condition] = {
 }
 """By name, in the order in which they are shown."""
 
-ASKED_BY_DEFAULT: list[ConditionName] = [name for name, condition in CONDITIONS.items() if condition.by_default]
+ASKED_BY_DEFAULT = cast("list[ConditionName]", [name for name, condition in CONDITIONS.items() if condition.by_default])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,7 +26,7 @@ from pipelines.run.files import room_to_write
 
 T = TypeVar("T")
 
-PROPERTIES: dict[str, list[str]] = {
+PROPERTIES: Mapping[str, Sequence[str]] = {
     "colour": (
         "red blue green yellow black white purple orange pink brown gray violet turquoise scarlet beige silver"
     ).split(),

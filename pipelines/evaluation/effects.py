@@ -40,7 +40,7 @@ EFFECTS = {
 
 
 def effects(
-    gains: Mapping[_Key, Mapping[str, NDArray[np.float64]]], clusters: Sequence[str], how: Bootstrap
+    gains: Mapping[_Key, Mapping[str, NDArray[np.float64]]], clusters: Sequence[str] | NDArray, how: Bootstrap
 ) -> Iterator[tuple[str, _Key, Estimate, str]]:
     """Every effect of every column whose conditions are there: its name, the column's key, the estimate, its verdict.
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,9 +88,8 @@ class Examiner:
             StageError: ``swapped`` has no other document to swap with, a question doesn't fit the window, or the
                 model answers with what is no number.
         """
-        written_from = {
-            name: self._sources(CONDITIONS[name].written_from) for name in conditions if CONDITIONS[name].needs_memory
-        }
+        whose = {name: CONDITIONS[name].written_from for name in conditions}
+        written_from = {name: self._sources(one) for name, one in whose.items() if one is not None}
         waiting = {
             name: [
                 (context, questions)
@@ -142,7 +141,7 @@ class Examiner:
         ]
 
         def start(rows: list[int]) -> Rows:
-            return self.reader.start(len(rows), memory.select(rows) if written_from else None)
+            return self.reader.start(len(rows), memory.select(rows) if memory and written_from else None)
 
         # read only: the conditions are to differ in the memory they find and in nothing else
         self._ask(condition, tasks, start, write=False, at_once=self.batch_size)
@@ -273,7 +272,7 @@ class Examiner:
                 f"{nll}. Its training has diverged (lower train.learning_rate and train again), or its numbers don't "
                 "fit the backbone's dtype (float16 has the smallest range)."
             )
-        prediction = self.encoder.tokenizer.decode(generated, skip_special_tokens=True)
+        prediction = cast(str, self.encoder.tokenizer.decode(generated, skip_special_tokens=True))
         for stop in self.benchmark.stop:
             prediction = prediction.split(stop, 1)[0]
         prediction = prediction.strip()

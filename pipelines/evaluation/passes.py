@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,10 @@ class Reader:
         self.tokens = 0
         """Tokens read, written and generated so far, padding not counted."""
 
+    @property
+    def _with_memory(self) -> DeltaMemModel:
+        return cast(DeltaMemModel, self.model)
+
     @cached_property
     def _after_prefix(self) -> PrefixReader:
         return PrefixReader(self.model)
@@ -90,7 +94,7 @@ class Reader:
     def start(self, batch_size: int, memory: DeltaMemory | None = None) -> Rows:
         """Rows that have read nothing; their memory is ``memory``, or empty."""
         if self.has_memory and memory is None:
-            memory = self.model.new_memory(batch_size)
+            memory = self._with_memory.new_memory(batch_size)
         mask = torch.zeros(batch_size, 0, dtype=torch.int64, device=self.device)
         return Rows(mask, memory, DynamicCache(config=self.config))
 
@@ -100,7 +104,7 @@ class Reader:
         ids, mask = self._pad([row.input_ids for row in batch], left=False)
         segments = self._pad([row.segment_ids for row in batch], left=False, fill=-1)[0]
         self.tokens += int(mask.sum())
-        return self.model.write(ids, attention_mask=mask, memory=memory, segment_ids=segments)
+        return self._with_memory.write(ids, attention_mask=mask, memory=memory, segment_ids=segments)
 
     @torch.inference_mode()
     def read(self, rows: Rows, batch: Sequence[EncodedMessages], write: bool) -> Rows:
@@ -154,26 +158,27 @@ class Reader:
         rows, length = round_up(rows, self.device), round_up(length, self.device)
         kept = self._decoder
         if kept is None or (kept.slots, kept.capacity) != (rows, length) or kept.prefix is not prefix:
-            self._decoder = None  # its buffers go before new ones are made
-            self._decoder = SlotDecoder(self.model, rows, length, prefix)
+            self._decoder = kept = None  # its buffers go before new ones are made
+            self._decoder = kept = SlotDecoder(self.model, rows, length, prefix)
         else:
             kept.free(range(rows))
-        return self._decoder
+        return kept
 
     @contextmanager
-    def steered(self, strength: float) -> Iterator[None]:
+    def steered(self, strength: float) -> Generator[None]:
         """Inside, the memory steers so strongly, 1 as trained; a model without one stays as it is."""
         if not self.has_memory:
             yield
             return
-        before, self.model.strength = self.model.strength, strength
+        model = self._with_memory
+        before, model.strength = model.strength, strength
         try:
             yield
         finally:
-            self.model.strength = before
+            model.strength = before
 
     @contextmanager
-    def cost(self, part: str) -> Iterator[dict[str, Any]]:
+    def cost(self, part: str) -> Generator[dict[str, Any]]:
         """Fills a dict with what the work inside takes: seconds, tokens, and the peak of memory in bytes."""
         cost: dict[str, Any] = {"part": part}
         begin, tokens = time.perf_counter(), self.tokens

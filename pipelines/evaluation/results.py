@@ -72,7 +72,7 @@ def named_effects(scores: Scores, metrics: Sequence[str], how: Bootstrap) -> dic
     found: dict[str, dict[str, Any]] = {}
     for metric in (NLL, *metrics):
         gains = scores.gains(metric)
-        columns = {metric: {name: column.to_numpy() for name, column in gains.items()}}
+        columns = {metric: {str(name): column.to_numpy() for name, column in gains.items()}}
         for effect, _, estimate, judged in effects(columns, scores.clusters(gains.index), how):
             found[f"{effect}_{metric}"] = estimate.to_dict() | ({"verdict": judged} if judged else {})
     return found

@@ -58,7 +58,7 @@ class Estimate:
         return fields
 
 
-def mean(values: ArrayLike, clusters: Sequence[str], how: Bootstrap) -> Estimate:
+def mean(values: ArrayLike, clusters: Sequence[str] | NDArray, how: Bootstrap) -> Estimate:
     """Mean over questions.
 
     Args:
@@ -68,24 +68,26 @@ def mean(values: ArrayLike, clusters: Sequence[str], how: Bootstrap) -> Estimate
     return means(_column(values), clusters, how)[0]
 
 
-def means(values: NDArray[np.float64], clusters: Sequence[str], how: Bootstrap) -> list[Estimate]:
+def means(values: NDArray[np.float64], clusters: Sequence[str] | NDArray, how: Bootstrap) -> list[Estimate]:
     """:func:`mean` of every column of ``values`` [n, K]."""
     return _ratios(values, np.ones_like(values), clusters, how)
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[str], how: Bootstrap) -> Estimate:
+def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[str] | NDArray, how: Bootstrap) -> Estimate:
     """Mean of a − b over the same questions, [n] each; a question without one of them is left out."""
     return paired_differences(_column(a), _column(b), clusters, how)[0]
 
 
 def paired_differences(
-    a: NDArray[np.float64], b: NDArray[np.float64], clusters: Sequence[str], how: Bootstrap
+    a: NDArray[np.float64], b: NDArray[np.float64], clusters: Sequence[str] | NDArray, how: Bootstrap
 ) -> list[Estimate]:
     """:func:`paired_difference` of every column of [n, K]."""
     return means(a - b, clusters, how)
 
 
-def recovery(none: ArrayLike, state: ArrayLike, full: ArrayLike, clusters: Sequence[str], how: Bootstrap) -> Estimate:
+def recovery(
+    none: ArrayLike, state: ArrayLike, full: ArrayLike, clusters: Sequence[str] | NDArray, how: Bootstrap
+) -> Estimate:
     """Context recovery (state − none) / (full − none), of means over the same questions, [n] each.
 
     The share of what the history in the prompt is worth that the memory brings back. It has no value where
@@ -100,7 +102,7 @@ def recoveries(
     none: NDArray[np.float64],
     state: NDArray[np.float64],
     full: NDArray[np.float64],
-    clusters: Sequence[str],
+    clusters: Sequence[str] | NDArray,
     how: Bootstrap,
 ) -> list[Estimate]:
     """:func:`recovery` of every column of [n, K]."""
@@ -140,7 +142,7 @@ def _doubt(share: Estimate, worth: Estimate) -> str | None:
 def _ratios(
     numerators: NDArray[np.float64],
     denominators: NDArray[np.float64],
-    clusters: Sequence[str],
+    clusters: Sequence[str] | NDArray,
     how: Bootstrap,
 ) -> list[Estimate]:
     """Sum of numerators / sum of denominators, for every column of [n, K]; a question with NaN is left out."""

@@ -39,7 +39,7 @@ def load(
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=attn_implementation)
         model = model.to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer: Any = AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {error}") from error
     return (DeltaMemModel.from_pretrained(model, adapter) if adapter else model), tokenizer

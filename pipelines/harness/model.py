@@ -17,7 +17,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
@@ -52,6 +52,8 @@ class DeltaMemLM(TemplateLM):
         log: keeps answers as they come; a request that it has isn't asked again.
         console: where progress is told.
     """
+
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -109,8 +111,9 @@ class DeltaMemLM(TemplateLM):
             continue_final_message=not add_generation_prompt,
             **TEMPLATE_OPTIONS,
         )
-        self._chats[text] = chat_history, add_generation_prompt
-        return text
+        rendered = cast(str, text)
+        self._chats[rendered] = chat_history, add_generation_prompt
+        return rendered
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         if string in self._chats:
@@ -160,7 +163,7 @@ class DeltaMemLM(TemplateLM):
     # --- requests -----------------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **kwargs: Any
+        self, requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         def score(batch: list[int]) -> list[list]:
             prompts = []
