@@ -33,7 +33,7 @@ from deltamem.backbone.calls import (
     need_segments,
     valid_tokens,
 )
-from deltamem.backbone.decoder import find_decoder
+from deltamem.backbone.decoder import check_gradients, find_decoder
 from deltamem.backbone.generation import rows_of, run_generate
 from deltamem.backbone.generation_memory import GenerationMemory, insert_call
 from deltamem.backbone.generation_options import GenerationOptions
@@ -41,7 +41,7 @@ from deltamem.backbone.no_cache import NoCache
 from deltamem.backbone.row_ends import watch_ends
 from deltamem.backbone.steering import DeltaCall, attach, write_trunk
 from deltamem.config import DeltaMemConfig
-from deltamem.errors import ConfigError, DeltaMemError, UnsupportedModelError
+from deltamem.errors import AdapterFormatError, ConfigError, DeltaMemError
 from deltamem.layer import DeltaMemLayer, MemoryLayers, mean_gates
 from deltamem.memory import DeltaMemory
 from deltamem.segments import rank_segments
@@ -282,10 +282,14 @@ class DeltaMemModel(nn.Module):
             UnsupportedModelError: it is to be trained, and the backbone's quantised layers pass no gradients.
         """
         config, tensors = load_adapter(locate(path))
-        model = cls(base_model, config)
         if is_trainable:
-            model.check_trainable()
-        fill_layers(model.memory_layers, tensors, config, str(path))
+            check_gradients(base_model)
+        model = cls(base_model, config)
+        try:
+            fill_layers(model.memory_layers, tensors, config, str(path))
+        except AdapterFormatError:
+            model.unload()
+            raise
         if not is_trainable:
             model.requires_grad_(False).eval()
             for _, layer in model.memory_layers.items():
@@ -297,19 +301,6 @@ class DeltaMemModel(nn.Module):
         """Write adapter_config.json, adapter_model.safetensors and a model card; never the backbone."""
         tensors = collect_tensors(self.memory_layers.state_dict(), self.config)
         save_adapter(Path(path), self.config, tensors)
-
-    def check_trainable(self) -> None:
-        """The backbone lets gradients through.
-
-        Raises:
-            UnsupportedModelError: it is quantised in a way that doesn't.
-        """
-        for projection in self._decoder.layers[-1].projections.values():
-            if not projection.passes_gradients(self.dtype):
-                raise UnsupportedModelError(
-                    f"the backbone's quantised layers ({type(projection.module.weight).__name__}) pass no gradients, "
-                    "so an adapter can't be trained on it; quantise the weights only, not the activations"
-                )
 
     def push_to_hub(self, repo: str, evaluations: Sequence[str | Path] = (), **options: Any) -> str:
         """Put the adapter on the Hugging Face Hub; returns its address.
@@ -466,9 +457,8 @@ def get_delta_mem_model(base_model: PreTrainedModel, config: DeltaMemConfig | No
     if config.base_model_name_or_path is None:
         name = getattr(getattr(base_model, "config", None), "_name_or_path", None)
         config = replace(config, base_model_name_or_path=name or None)
-    model = DeltaMemModel(base_model, config)
-    model.check_trainable()
-    return model
+    check_gradients(base_model)
+    return DeltaMemModel(base_model, config)
 
 
 def backbone_of(model: DeltaMemModel | PreTrainedModel) -> PreTrainedModel:

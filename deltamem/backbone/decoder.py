@@ -107,6 +107,20 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     return Decoder(trunk, layers, hidden)
 
 
+def check_gradients(model: nn.Module) -> None:
+    """A causal language model lets gradients through, so that an adapter on it can be trained.
+
+    Raises:
+        UnsupportedModelError: it is quantised in a way that doesn't.
+    """
+    for projection in find_decoder(model).layers[-1].projections.values():
+        if not projection.passes_gradients(model.dtype):
+            raise UnsupportedModelError(
+                f"the backbone's quantised layers ({type(projection.module.weight).__name__}) pass no gradients, so an "
+                "adapter can't be trained on it; quantise the weights only, not the activations"
+            )
+
+
 def _find_layer(block: nn.Module, where: str) -> DecoderLayer:
     attention = _need(block, where, "attention", "self_attn")
     where_attention = f"{where}.self_attn"

@@ -11,6 +11,7 @@ from deltamem import DeltaMemConfig, DeltaMemError, DeltaMemModel, get_delta_mem
 from deltamem.decoding.key_values import KeyValues
 from deltamem.decoding.prefix import PrefixReader
 from deltamem.decoding.slot_decoder import SlotDecoder
+from deltamem.errors import AdapterFormatError
 
 IDS = torch.tensor([[5, 9, 20, 33, 7, 8, 41, 3]])
 NEXT = torch.tensor([[60, 61, 7]])
@@ -69,6 +70,14 @@ def test_an_adapter_taken_off_leaves_the_others_and_says_so_when_called(tiny_mod
     second.unload()
     assert hooks(base) == none and torch.equal(base(NEXT).logits, bare)
     assert torch.equal(logits(DeltaMemModel.from_pretrained(base, tmp_path)), logits(adapted(tiny_model("qwen3"))))
+
+
+def test_an_adapter_that_does_not_fit_leaves_nothing_on_the_backbone(tiny_model, tmp_path):
+    adapted(tiny_model("qwen3", hidden_size=64)).save_pretrained(tmp_path)
+    base = tiny_model("qwen3")
+    with pytest.raises(AdapterFormatError, match="has shape"):
+        DeltaMemModel.from_pretrained(base, tmp_path)
+    assert hooks(base) == 0
 
 
 @pytest.mark.parametrize("strategy", ["tsw", "msw"])
