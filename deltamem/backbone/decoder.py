@@ -107,7 +107,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     return Decoder(trunk, layers, hidden)
 
 
-def check_gradients(model: nn.Module) -> None:
+def check_gradients(model: PreTrainedModel) -> None:
     """A causal language model lets gradients through, so that an adapter on it can be trained.
 
     Raises:
