@@ -131,4 +131,6 @@ def _tags(config: Config, key: tuple[str, str, int], training: dict[str, Any]) -
         "config_hash": config_hash(parts.train(config, *key)),
         "commit": f"{code['commit'] or 'unknown'}{'+changes' if code['dirty'] else ''}",
     }
+    if start := training.get("inputs", {}).get("init_adapter"):
+        tags["init_adapter"] = start
     return {name: str(value) for name, value in tags.items()}

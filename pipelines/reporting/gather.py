@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -63,25 +63,8 @@ def gather(config: Config) -> Results:
     layout, methods = Layout(config), Methods(config)
     every = jobs(config)
     done = {(job.stage, *job.cell) for job in every if job.state == "done"}
-    how = Bootstrap(config.evaluate.bootstrap_samples, config.evaluate.seed)
-    headlines, numbers, costs, shortened, samples = {}, [], [], {}, []
-    for (backbone, benchmark), cells in _evaluated(config, methods, done).items():
-        answers, prompts = [], []
-        for cell in cells:
-            result = read_record(layout.evaluation(*cell, benchmark), REMEDY)
-            prompts.append(result["prompts"])
-            costs += _costs(cell, benchmark, result)
-            path = layout.records(*cell, benchmark)
-            answers.append(Evaluation(cell[1], cell[2], _metrics(result), path))
-        scores = BenchmarkScores(backbone, benchmark, answers)
-        headlines[backbone, benchmark] = scores.metrics
-        numbers.append(estimate(scores, methods, how))
-        full = sum(count["full"] for count in prompts)
-        shortened[backbone, benchmark] = (
-            sum(count["shortened_to_the_window"] for count in prompts) / full if full else 0.0
-        )
-        shown = [answer for answer in answers if answer.method in methods.main]
-        samples += sample_answers(scores, shown, config.report.sample_questions)
+    evaluated = _evaluated(config, methods, done)
+    found = {key: _answers(config, methods, *key, cells) for key, cells in evaluated.items()}
     trained = [cell for cell in parts.cells(config) if ("train", *cell[:2], f"seed{cell[2]}") in done]
     manifests = {
         f"{name}, {split}": layout.data_manifest(name, split)
@@ -90,11 +73,13 @@ def gather(config: Config) -> Results:
     }
     return Results(
         methods=methods,
-        headlines=headlines,
-        numbers=pd.concat(numbers, ignore_index=True) if numbers else pd.DataFrame(columns=COLUMNS),
-        costs=pd.DataFrame(costs, columns=COST_COLUMNS),
-        shortened=shortened,
-        samples=samples,
+        headlines={key: answers.metrics for key, answers in found.items()},
+        numbers=pd.concat([a.numbers for a in found.values()], ignore_index=True)
+        if found
+        else pd.DataFrame(columns=COLUMNS),
+        costs=pd.DataFrame([row for answers in found.values() for row in answers.costs], columns=COST_COLUMNS),
+        shortened={key: answers.shortened for key, answers in found.items()},
+        samples=[sample for answers in found.values() for sample in answers.samples],
         curves={c: pd.read_csv(layout.curve(*c)) for c in trained if layout.curve(*c).exists()},
         backbones=_present({name: layout.backbone_record(name) for name in config.backbones}),
         episodes=_present(manifests),
@@ -102,6 +87,36 @@ def gather(config: Config) -> Results:
         registered=_present({cell: layout.registration(*cell) for cell in trained}),
         champions=_present({name: layout.champion(name) for name in config.backbones}),
         unfinished=[job for job in every if job.state != "done"],
+    )
+
+
+class _Answers(NamedTuple):
+    """Of all methods to one benchmark on one backbone; the fields are those of :class:`Results`."""
+
+    metrics: list[str]
+    numbers: pd.DataFrame
+    costs: list[dict[str, Any]]
+    shortened: float
+    samples: list[Sample]
+
+
+def _answers(config: Config, methods: Methods, backbone: str, benchmark: str, cells: list[CellKey]) -> _Answers:
+    layout = Layout(config)
+    results = {cell: read_record(layout.evaluation(*cell, benchmark), REMEDY) for cell in cells}
+    evaluations = [
+        Evaluation(cell[1], cell[2], _metrics(result), layout.records(*cell, benchmark))
+        for cell, result in results.items()
+    ]
+    scores = BenchmarkScores(backbone, benchmark, evaluations)
+    prompts = [result["prompts"] for result in results.values()]
+    full = sum(count["full"] for count in prompts)
+    shown = [evaluation for evaluation in evaluations if evaluation.method in methods.main]
+    return _Answers(
+        scores.metrics,
+        estimate(scores, methods, Bootstrap(config.evaluate.bootstrap_samples, config.evaluate.seed)),
+        [row for cell, result in results.items() for row in _costs(cell, benchmark, result)],
+        sum(count["shortened_to_the_window"] for count in prompts) / full if full else 0.0,
+        sample_answers(scores, shown, config.report.sample_questions),
     )
 
 

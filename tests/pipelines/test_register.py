@@ -24,6 +24,7 @@ from pipelines.registry.model_folder import ADAPTER_FILES
 from pipelines.registry.registration import choose_champion, register_cell
 from pipelines.registry.store import tracking_uri
 from pipelines.strategies.lora import load_lora
+from tests.pipelines.synthetic_run import VALIDATED
 
 CELL = ("tiny-random", "tsw", 42)
 
@@ -73,6 +74,19 @@ def test_a_cell_becomes_a_run_and_a_version(registered):
         "evals/qasper.json",
         "evals/qasper.records.parquet",
     ]
+
+
+def test_a_runs_curve_has_its_validations_and_its_tags_the_adapter_it_started_from(finished_run):
+    run = finished_run(strategies=["tsw"])
+    run.layout.curve(*CELL).write_text(VALIDATED)
+    path = run.layout.training_record(*CELL)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "inputs": {"init_adapter": "a" * 64}}))
+    record = register_cell(run.config, *CELL)
+    uri = tracking_uri(run.config)
+    client = MlflowClient(uri, uri)
+    history = client.get_metric_history(record["run_id"], "curve/validation/papers/nll")
+    assert [(point.step, point.value) for point in history] == [(2, 2.5), (3, 2.25)]
+    assert client.get_run(record["run_id"]).data.tags["init_adapter"] == "a" * 64
 
 
 def test_the_backbones_champion_is_its_best_cell(registered):
