@@ -77,7 +77,10 @@ class ChatRuntime:
         Raises:
             WindowError: the new messages alone don't fit.
         """
-        new = encode_turn(self.tokenizer, messages, self.segment) if state.messages else self._encode(messages)
+        if state.tokens:
+            new = encode_turn(self.tokenizer, messages, self.segment)
+        else:  # a chat begins, or begins again after its prompt was cleared
+            new = self._encode([*state.system, *messages])
         reserve = min(max_new_tokens, max(1, self.window // 4))
         room = self.window - reserve - len(new.input_ids)
         if state.keys.length <= room:

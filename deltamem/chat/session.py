@@ -142,21 +142,21 @@ class ChatSession:
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+    def save(self, folder: str | Path, overwrite: bool = True) -> None:
         """Write the session to a folder of safetensors and JSON (see :mod:`deltamem.chat.session_files`); atomic.
 
         Saving to the same folder again appends what is new.
 
         Args:
-            overwrite: also where the folder holds another chat, as after a reset.
+            overwrite: False spares a folder that holds another chat (as after a reset) or somebody else's files.
 
         Raises:
-            ChatExistsError: the folder holds another chat.
+            ChatExistsError: the folder holds another chat, and isn't to be overwritten.
             OSError: the folder can't be written.
         """
         folder = Path(folder)
         if not overwrite and session_files.holds_another_chat(folder, self.state):
-            raise ChatExistsError(f"{folder} holds another chat: name another folder, or pass overwrite=True")
+            raise ChatExistsError(f"{folder} holds another chat: name another folder")
         settings = {"system": self.system, "write": self.write, "window": self.runtime.window}
         self.state = session_files.save(self.runtime, self.state, folder, settings)
 

@@ -151,13 +151,13 @@ class Terminal:
     def save(self, folder: str) -> None:
         """Save the session; a folder that holds another one only if the user says so."""
         try:
-            self.session.save(folder)
+            self.session.save(folder, overwrite=False)
         except ChatExistsError:
-            answer = self.console.input(f"{folder} holds another chat. Overwrite it? [y/N] ")
+            answer = self.console.input(f"{folder} holds another chat. Overwrite it? [y/N] ", markup=False)
             if answer.strip().lower() not in ("y", "yes"):
                 self.say("not saved")
                 return
-            self.session.save(folder, overwrite=True)
+            self.session.save(folder)
         self.say(f"saved to {folder}")
 
     def show_memory(self) -> None:

@@ -126,6 +126,7 @@ def test_without_memory_is_the_frozen_backbone(chat):
 
 def test_the_strength_of_a_turn_is_its_own(chat):
     chat.send("remember this", **SHORT)
+    chat.clear_prompt()
     _, frozen = chat.compare("what was it?", max_new_tokens=12)
     weak, strong = chat.fork(), chat.fork()
     assert weak.send("what was it?", max_new_tokens=12, strength=0).text == frozen.text
@@ -346,6 +347,16 @@ def test_the_frozen_answer_leaves_out_what_does_not_fit():
     chat.send("x" * 30, max_new_tokens=60)
     _, without = chat.compare("y" * 30, max_new_tokens=60)
     assert without.prompt_tokens == len(encode_messages(tokenizer, [{"role": "user", "content": "y" * 30}], True)[0])
+
+
+def test_after_a_cleared_prompt_a_chat_begins_as_at_first():
+    model, tokenizer = make_chat_model()
+    chat = ChatSession(model, tokenizer, system="Be brief.")
+    chat.send("my secret", **SHORT)
+    chat.clear_prompt()
+    reply = chat.send("what is it?", **SHORT)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "what is it?"}]
+    assert list(chat.state.tokens[: reply.prompt_tokens]) == encode_messages(tokenizer, messages, True).input_ids
 
 
 def test_a_cleared_prompt_leaves_the_memory_alone(chat):

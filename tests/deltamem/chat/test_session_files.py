@@ -252,27 +252,27 @@ def test_a_memory_that_can_not_be_written_is_an_error_of_its_file(models, tmp_pa
         models[0].new_memory(1).save(tmp_path / "none" / "memory.safetensors")
 
 
-def test_another_chat_is_not_overwritten_unasked(models, tmp_path):
+def test_another_chat_is_spared_where_it_is_not_to_be_overwritten(models, tmp_path):
     chat = ChatSession(*models)
     chat.send("one", **SHORT)
     chat.save(tmp_path)
     chat.send("two", **SHORT)
     chat.save(tmp_path)
     chat.undo()
-    chat.save(tmp_path)  # an earlier moment of the same chat
+    chat.save(tmp_path, overwrite=False)  # an earlier moment of the same chat
     chat.reset()
     with pytest.raises(ChatExistsError, match="holds another chat"):
-        chat.save(tmp_path)
+        chat.save(tmp_path, overwrite=False)
     chat.send("else", **SHORT)
-    with pytest.raises(ChatExistsError, match="overwrite=True"):
-        chat.save(tmp_path)
+    with pytest.raises(ChatExistsError, match="name another folder"):
+        chat.save(tmp_path, overwrite=False)
     assert ChatSession.load(*models, tmp_path).messages[0]["content"] == "one"
-    chat.save(tmp_path, overwrite=True)
+    chat.save(tmp_path)
     assert ChatSession.load(*models, tmp_path).messages[0]["content"] == "else"
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(models, tmp_path):
     (tmp_path / "session.json").write_text("{}")
     with pytest.raises(ChatExistsError):
-        ChatSession(*models).save(tmp_path)
+        ChatSession(*models).save(tmp_path, overwrite=False)
     assert (tmp_path / "session.json").read_text() == "{}"

@@ -82,7 +82,7 @@ def test_chat_answers_and_obeys(folders, tmp_path):
 def test_without_strength_the_chat_is_the_frozen_models(folders):
     line = "/compare what is it?"
     panels = [
-        re.findall(r"│ (.*?) +│ *│ (.*?) +│", chat(folders, "a secret", line, options=o))
+        re.findall(r"│ (.*?) +│ *│ (.*?) +│", chat(folders, "a secret", "/clear", line, options=o))
         for o in ([], ["--strength", 0])
     ]
     assert all(left == right for left, right in panels[1]) and any(left != right for left, right in panels[0])

@@ -221,7 +221,7 @@ def test_a_registered_folder_that_is_gone_is_named(registry, tmp_path):
     shutil.copytree(registry.folder, tmp_path / "gone")
     version = client.create_model_version("tiny", source=(tmp_path / "gone").as_uri()).version
     shutil.rmtree(tmp_path / "gone")
-    with pytest.raises(DeltaMemError, match="No such artifact"):
+    with pytest.raises(DeltaMemError, match="its files are no longer in"):
         load(None, None, f"models:/tiny/{version}", "cpu", "auto", registry.uri)
 
 
