@@ -1,16 +1,21 @@
 """The example's adapter remembers: real weights, real memories, and the right one makes the difference."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from deltamem.cli import app
 from examples import remember
 from pipelines.benchmarks import get_benchmark
 from pipelines.config.benchmarks import FactsSettings
 from pipelines.evaluation.examiner import Examiner, reader_and_encoder
 from pipelines.evaluation.records import RecordLog
+from tests.deltamem.server.conftest import RunningServer
 from tests.docs.pages import run
+from tests.paths import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +63,24 @@ def test_the_readmes_first_lines_print_what_they_say(loaded, folder, tmp_path, m
     )
     assert capsys.readouterr().out == "tiger\n"
     assert (tmp_path / "velora.safetensors").stat().st_size < 11_000
+
+
+@pytest.mark.slow
+def test_the_servers_page_shows_what_the_openai_client_gets(loaded, tmp_path, capsys):
+    server = RunningServer(tmp_path / "sessions", model=loaded, name=remember.ADAPTER.name)
+    try:
+        run("docs/server.md", {"http://localhost:8000/v1": f"{server.url}/v1"})
+    finally:
+        server.stop()
+    assert capsys.readouterr().out == "tiger\n"
+
+
+@pytest.mark.slow
+def test_the_readmes_chat_in_the_terminal_goes_as_it_is_shown(loaded, folder):
+    shown = re.search(r"^\$ deltamem chat .*?^```", (PROJECT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
+    asked, answers = (re.findall(rf"^{who} (.*)$", shown, re.MULTILINE) for who in ("you", "model"))
+    command = ["chat", "--base", str(folder / remember.BACKBONE), "--adapter", str(remember.ADAPTER), "--device", "cpu"]
+    done = CliRunner().invoke(app, command, input="\n".join(asked) + "\n", env={"COLUMNS": "160"})
+    assert done.exit_code == 0 and len(answers) == 2
+    assert re.findall(r"model (.*)$", done.output, re.MULTILINE) == answers
+    assert "7,680 bytes" in done.output

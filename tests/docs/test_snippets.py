@@ -57,7 +57,15 @@ def check_python(words):
             assert callable(module.main) and not words[2:]
 
 
+def check_docker(words):
+    if words[0] == "run":
+        image = next(i for i, word in enumerate(words) if word.partition(":")[0] == "deltamem")
+        name, *rest = words[image + 1 :]
+        CHECKS[name](rest)
+
+
 CHECKS = {
+    "docker": check_docker,
     "make": check_make,
     "snakemake": check_snakemake,
     "python": check_python,
