@@ -24,7 +24,7 @@ from tests.tiny_models import make_chat_model
 
 def parse(command, words: list[str]) -> None:
     """Parses a command line of click, subcommands first; what is wrong with it raises."""
-    while hasattr(command, "get_command"):
+    while hasattr(command, "get_command") and not words[0].startswith("-"):
         name, *words = words
         command = command.get_command(command.context_class(command), name)
         assert command is not None, name
@@ -51,10 +51,14 @@ def check_python(words):
         assert (PROJECT / words[0]).is_file()
     elif words[1] != "pytest":
         module = importlib.import_module(words[1])
-        if hasattr(module, "app"):
-            parse(typer.main.get_command(module.app), words[2:])
-        else:
-            assert callable(module.main) and not words[2:]
+        parse(typer.main.get_command(getattr(module, "app", None) or typer_app(module.main)), words[2:])
+
+
+def typer_app(function):
+    """What ``typer.run(function)`` runs."""
+    made = typer.Typer()
+    made.command()(function)
+    return made
 
 
 def check_docker(words):
