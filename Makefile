@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | ck
 UV := UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quantized quickstart lint docs lock clean
+.PHONY: help setup test test-quantized quickstart lint count docs lock clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ lint: setup ## check style, format, import contracts and types
 docs: setup ## build the documentation's site into site/
 	$(IN_VENV) NO_MKDOCS_2_WARNING=1 mkdocs build --strict --clean --quiet
 	@echo "The site: site/index.html"
+
+count: setup ## count modules, import circles, long functions, and what is written twice
+	$(IN_VENV) python .ci/count.py
 
 # The lock is solved for a CPU build of torch, so that it names no CUDA libraries (where pip finds none:
 # UV_TORCH_BACKEND=cpu make lock). The local part of a version (+cpu) names a build, which differs by machine.

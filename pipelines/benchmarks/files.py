@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,4 @@ def expecting(where: str, what: str) -> Generator[None]:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise StageError(
             f"{where}: not {what} ({type(error).__name__}: {error}). Use the file as its authors publish it."
-        ) from error
-
-
-def from_hub(where: str, instead: str, load: Callable[[], Any]) -> Any:
-    """What ``load`` gets from the Hub. Raises StageError, with what to do instead, where the Hub says no."""
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return load()
-    except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError) as error:
-        raise StageError(
-            f"{where}: can't be loaded from the Hub ({type(error).__name__}: {error}). Without network, {instead}."
         ) from error

@@ -13,8 +13,9 @@ from typing import Any
 
 from pipelines.benchmarks.answer_f1 import answer_tokens
 from pipelines.benchmarks.base import Context, Question, limit
-from pipelines.benchmarks.files import expecting, from_hub, read_json
+from pipelines.benchmarks.files import expecting, read_json
 from pipelines.config.benchmarks import HotpotqaSettings
+from pipelines.data.files import from_hub
 
 QUESTION = (
     "Answer the question using only the passages above.\nReply with a short span or yes/no only.\n\n"

@@ -16,10 +16,11 @@ import pyarrow.parquet as parquet
 
 from pipelines.benchmarks.base import Context, Question, limit
 from pipelines.benchmarks.chunks import cut_text
-from pipelines.benchmarks.files import expecting, from_hub, read_json
+from pipelines.benchmarks.files import expecting, read_json
 from pipelines.benchmarks.mab_scores import all_parts, movie_names, recall_at_5, text_scores
 from pipelines.benchmarks.mab_sources import SYSTEM, Source, source_named
 from pipelines.config.benchmarks import MemoryAgentBenchSettings
+from pipelines.data.files import from_hub
 from pipelines.errors import StageError
 
 FILES = {

@@ -26,8 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem import DeltaMemModel
 from deltamem.errors import DeltaMemError
-from pipelines.benchmarks.files import from_hub
 from pipelines.config.benchmarks import LmEvalSettings
+from pipelines.data.files import from_hub
 from pipelines.errors import StageError
 from pipelines.evaluation.records import Record, RecordLog
 from pipelines.harness.model import DeltaMemLM

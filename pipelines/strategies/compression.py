@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pipelines.benchmarks.base import Context
-from pipelines.benchmarks.files import from_hub
 from pipelines.config.strategies import LlmLingua2Strategy
+from pipelines.data.files import from_hub
 from pipelines.strategies.transform import ContextTransform, Summarise
 
 
