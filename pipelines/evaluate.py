@@ -27,7 +27,7 @@ from pipelines.config.conditions import CONDITIONS
 from pipelines.errors import run_stage
 from pipelines.evaluation.exam import Exam
 from pipelines.evaluation.examiner import Examiner, reader_and_encoder
-from pipelines.evaluation.intake import Intake
+from pipelines.evaluation.intake import Intake, told
 from pipelines.evaluation.records import Record, RecordLog, write_parquet
 from pipelines.evaluation.results import summarise
 from pipelines.evaluation.statistics import Bootstrap
@@ -114,7 +114,7 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
     )
     model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
     intake = Intake.of(list(benchmark.contexts()))
-    for sentence in intake.told():
+    for sentence in told(intake.note()):
         console.print(f"{exam.benchmark}: {sentence}")
     contexts = intake.contexts
     if exam.limit is not None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from pipelines.benchmarks.base import Context, Question
 from pipelines.data.files import mended
+
+_WORDS = {
+    "repeated": "more than once in the data, word for word; asked once",
+    "renamed": "id of different records; all but the first get a number after theirs",
+    "mended": "half characters (lone surrogates) in the text; replaced by U+FFFD",
+}
 
 
 @dataclass
@@ -68,21 +74,14 @@ class Intake:
         taken.add(own)
         return own
 
-    def told(self) -> Iterator[str]:
-        """What was done, a sentence each; nothing where nothing had to be."""
-        if self.repeated:
-            yield f"{_some(self.repeated)}: more than once in the data, word for word; asked once"
-        if self.renamed:
-            yield f"{_some(self.renamed)}: id of different records; all but the first get a number after theirs"
-        if self.mended:
-            yield f"{_some(self.mended)}: half characters (lone surrogates) in the text; replaced by U+FFFD"
-
     def note(self) -> dict[str, list[str]]:
-        """The same for the result: {what was done: ids}."""
+        """{what was done: ids}, of what had to be done."""
         done = {"repeated": self.repeated, "renamed": self.renamed, "mended": self.mended}
         return {what: list(ids) for what, ids in done.items() if ids}
 
 
-def _some(ids: dict[str, None]) -> str:
-    shown = ", ".join(list(ids)[:3])
-    return shown if len(ids) <= 3 else f"{shown} and {len(ids) - 3} more"
+def told(note: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What an :meth:`Intake.note` says, a sentence each."""
+    for what, ids in note.items():
+        shown = ", ".join(ids[:3])
+        yield f"{shown if len(ids) <= 3 else f'{shown} and {len(ids) - 3} more'}: {_WORDS[what]}"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pipelines.config import Config
+from pipelines.evaluation.intake import told
 from pipelines.evaluation.results import NLL
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.reporting.estimates import COLUMNS, estimate
@@ -37,6 +38,7 @@ class Results:
         numbers: one row per estimate, see :func:`pipelines.reporting.estimates.estimate`.
         costs: one row per evaluation and part of its work, see :func:`_costs`.
         shortened: {(backbone, benchmark): share of the prompts that had no room for all of the history}.
+        damage: {(backbone, benchmark): what of its data had to be mended, in sentences}.
         samples: answers of all methods but the ablations' to the same few questions.
         curves: training curves, one row per optimiser step.
         backbones, episodes, training, registered, champions: the JSON records of what is there.
@@ -48,6 +50,7 @@ class Results:
     numbers: pd.DataFrame
     costs: pd.DataFrame
     shortened: dict[tuple[str, str], float]
+    damage: dict[tuple[str, str], list[str]]
     samples: list[Sample]
     curves: dict[CellKey, pd.DataFrame]
     backbones: dict[str, dict[str, Any]]
@@ -79,6 +82,7 @@ def gather(config: Config) -> Results:
         else pd.DataFrame(columns=COLUMNS),
         costs=pd.DataFrame([row for answers in found.values() for row in answers.costs], columns=COST_COLUMNS),
         shortened={key: answers.shortened for key, answers in found.items()},
+        damage={key: answers.damage for key, answers in found.items()},
         samples=[sample for answers in found.values() for sample in answers.samples],
         curves={c: pd.read_csv(layout.curve(*c)) for c in trained if layout.curve(*c).exists()},
         backbones=_present({name: layout.backbone_record(name) for name in config.backbones}),
@@ -97,6 +101,7 @@ class _Answers(NamedTuple):
     numbers: pd.DataFrame
     costs: list[dict[str, Any]]
     shortened: float
+    damage: list[str]
     samples: list[Sample]
 
 
@@ -116,6 +121,7 @@ def _answers(config: Config, methods: Methods, backbone: str, benchmark: str, ce
         estimate(scores, methods, Bootstrap(config.evaluate.bootstrap_samples, config.evaluate.seed)),
         [row for cell, result in results.items() for row in _costs(cell, benchmark, result)],
         sum(count["shortened_to_the_window"] for count in prompts) / full if full else 0.0,
+        list(dict.fromkeys(words for result in results.values() for words in told(result.get("records", {})))),
         sample_answers(scores, shown, config.report.sample_questions),
     )
 

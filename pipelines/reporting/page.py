@@ -33,6 +33,7 @@ class Section(NamedTuple):
     backbone: str
     benchmark: str
     shortened: float
+    damage: list[str]
     tables: list[Table]
 
     @property
@@ -54,7 +55,8 @@ class Contents:
     def of(cls, config: Config, results: Results) -> Contents:
         overviews = [overview(results, backbone) for backbone in config.backbones]
         sections = [
-            Section(*key, results.shortened[key], list(benchmark_tables(results, *key))) for key in results.headlines
+            Section(*key, results.shortened[key], results.damage[key], list(benchmark_tables(results, *key)))
+            for key in results.headlines
         ]
         costs = [table for backbone in config.backbones for table in cost_tables(results, backbone)]
         training = training_table(results)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pipelines.benchmarks.base import Context, Question
-from pipelines.evaluation.intake import Intake
+from pipelines.evaluation.intake import Intake, told
 
 
 def context(context_id, text, *asked):
@@ -19,7 +19,7 @@ def test_data_without_duplicates_stay_as_they_are():
     contexts = [ONE, context("b", "The dog is blue.", ("r", "What is red?"))]
     found = Intake.of(contexts)
     assert found.contexts == contexts
-    assert list(found.told()) == [] and found.note() == {}
+    assert found.note() == {}
 
 
 def test_the_same_record_twice_is_asked_once():
@@ -35,7 +35,7 @@ def test_different_records_with_one_id_are_all_kept():
     assert [c.context_id for c in found.contexts] == ["a", "a#2", "a#2#2"]
     assert [q.question_id for c in found.contexts for q in c.questions] == ["q", "q#2", "q#2#2"]
     assert list(found.renamed) == ["q", "a", "q#2", "a#2"]
-    assert list(found.told()) == [
+    assert list(told(found.note())) == [
         "q, a, q#2 and 1 more: id of different records; all but the first get a number after theirs"
     ]
 
@@ -52,4 +52,4 @@ def test_half_a_character_is_replaced_wherever_it_stands():
     assert mended.history[0]["content"] == "The cat \ufffd is red."
     assert (mended.questions[0].question_id, mended.questions[0].query) == ("r\ufffd", "What is \ufffd red?")
     assert found.contexts[0] == ONE and found.note() == {"mended": ["b"]}
-    assert list(found.told()) == ["b: half characters (lone surrogates) in the text; replaced by U+FFFD"]
+    assert list(told(found.note())) == ["b: half characters (lone surrogates) in the text; replaced by U+FFFD"]

@@ -194,6 +194,19 @@ def test_a_run_without_ablations_has_no_groups(run):
     assert Methods(run.config).groups() == {}
 
 
+def test_what_was_wrong_with_a_benchmarks_data_is_told(tmp_path):
+    run = SyntheticRun(tmp_path, benchmarks={"locomo": BENCHMARKS["locomo"]}, seeds=[42]).finish()
+    for strategy, seed in (("frozen", 0), ("tsw", 42)):
+        path = run.layout.evaluation(BACKBONE, strategy, seed, "locomo")
+        result = json.loads(path.read_text()) | {"records": {"repeated": ["q1"], "renamed": [*"abcde"]}}
+        path.write_text(json.dumps(result))
+    assert gather(run.config).damage[BACKBONE, "locomo"] == [
+        "q1: more than once in the data, word for word; asked once",
+        "a, b, c and 2 more: id of different records; all but the first get a number after theirs",
+    ]
+    assert "In its data: q1: more than once" in write_report(run.config).read_text(encoding="utf-8")
+
+
 def test_the_last_validation_is_told_by_source_and_drawn(tmp_path):
     changes = {"benchmarks": {"locomo": BENCHMARKS["locomo"]}, "strategies": {"tsw": STRATEGIES["tsw"]}}
     run = SyntheticRun(tmp_path, **changes).finish()
