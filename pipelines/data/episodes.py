@@ -42,6 +42,8 @@ class Episodes:
 class EpisodeEncoder:
     """Turns documents into episodes with a backbone's chat template.
 
+    Where the template changes the texts there are no segments, which only ssw needs and then asks for.
+
     max_written_tokens bounds the document's tokens, max_read_tokens those of prompt and reply together. A longer
     document is dropped or, with overlong="truncate", loses messages at the end that it names and, if a single one is
     left that is still too long, words of that.
@@ -60,13 +62,13 @@ class EpisodeEncoder:
         if all(message["role"] == "system" for message in messages):
             result.dropped[NO_TEXT.format(document.noun)] = ids
             return result
-        context = encode_messages(self.tokenizer, messages)
+        context = encode_messages(self.tokenizer, messages, segment=None)
         if len(context.input_ids) > self.max_written_tokens:
             messages = self._shorten(document) if self.overlong == "truncate" else []
             if not messages:
                 result.dropped[LONG_DOCUMENT.format(document.noun)] = ids
                 return result
-            context = encode_messages(self.tokenizer, messages)
+            context = encode_messages(self.tokenizer, messages, segment=None)
             result.truncated = True
         written = {
             "paper_id": document.document_id,
@@ -84,7 +86,7 @@ class EpisodeEncoder:
 
     def _read_part(self, exercise: Exercise) -> dict[str, Any]:
         answer = exercise.references[0]
-        prompt = encode_messages(self.tokenizer, exercise.prompt, add_generation_prompt=True)
+        prompt = encode_messages(self.tokenizer, exercise.prompt, add_generation_prompt=True, segment=None)
         try:
             reply = encode_reply(self.tokenizer, exercise.prompt, answer)
         except DeltaMemError as error:
@@ -128,4 +130,4 @@ class EpisodeEncoder:
         return kept(bisect.bisect_left(range(1, len(parts) + 1), True, key=lambda n: not self._fits(messages(kept(n)))))
 
     def _fits(self, messages: list[Message]) -> bool:
-        return len(encode_messages(self.tokenizer, messages).input_ids) <= self.max_written_tokens
+        return len(encode_messages(self.tokenizer, messages, segment=None).input_ids) <= self.max_written_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from deltamem.adapters.files import save_adapter
 from deltamem.adapters.tensors import collect_tensors
 from pipelines.config.adapter import adapter_config
 from pipelines.config.strategies import DeltaStrategy
+from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, collate
 from pipelines.training.objective import EpisodeLoss, MemoryObjective
 from pipelines.training.recipe import Recipe
@@ -24,6 +25,12 @@ class DeltaRecipe(Recipe):
     """A δ-mem adapter: the context is written, the question answered from the memory alone."""
 
     has_memory = True
+
+    def episodes(self) -> tuple[pa.Table, dict[str, Any]]:
+        episodes, notes = super().episodes()
+        if self._settings.strategy == "ssw":
+            need_segments(episodes, self.cell.backbone_name)
+        return episodes, notes
 
     def objective(self, base: PreTrainedModel) -> nn.Module:
         train = self.cell.train
@@ -47,3 +54,17 @@ class DeltaRecipe(Recipe):
     def _settings(self) -> DeltaMemConfig:
         layers = self.backbone_config.get_text_config(decoder=True).num_hidden_layers
         return adapter_config(cast(DeltaStrategy, self.cell.strategy).adapter, layers)
+
+
+def need_segments(episodes: pa.Table, backbone: str) -> None:
+    """Something of each context would be written by segment; the first few tell what the chat template does.
+
+    Raises:
+        StageError: a context has no segment.
+    """
+    for row in episodes.slice(0, 16).select(["question_id", "segment_ids"]).to_pylist():
+        if max(row["segment_ids"], default=-1) < 0:
+            raise StageError(
+                f"question {row['question_id']}: the chat template of {backbone} changes the texts, so the segments "
+                "that ssw writes can't be told apart; train tsw or msw on it, or give it another template"
+            )

@@ -145,3 +145,13 @@ def test_truncation_keeps_the_longest_beginning_that_fits(texts, budget):
 def rendered(contents):
     messages = [{"role": "user", "content": content} for content in contents]
     return byte_tokenizer().apply_chat_template(messages, return_dict=True)["input_ids"]
+
+
+def test_a_template_that_changes_the_texts_is_for_strategies_without_segments(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['content'] | upper if m['role'] == 'user' else m['content'] }}"
+        "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    paper = Paper("p", "Title", "Words", (), (PaperQuestion("q", "where?", (Answer("here", "extractive"),)),))
+    (row,) = encoder(tokenizer).encode(paper_document(paper)).rows
+    assert "TITLE" in tokenizer.decode(row["context_ids"]) and set(row["segment_ids"].tolist()) == {-1}
