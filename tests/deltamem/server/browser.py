@@ -57,7 +57,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, script, seconds=30):
+    def wait_for(self, script, seconds=300):
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not self.run(script):

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 
-import httpx
 import pytest
 
 from deltamem.chat.runtime import ChatRuntime
@@ -13,6 +12,7 @@ from deltamem.server.app import create_app
 from deltamem.server.limits import RequestLimits
 from deltamem.server.run import make_server
 from deltamem.server.serving import ServerSettings
+from tests.deltamem.server.patient import http
 from tests.tiny_models import make_chat_model
 
 KEY = "sk-test-ключ"  # headers carry it as UTF-8
@@ -38,13 +38,13 @@ class RunningServer:
         self._server.should_exit = True
         self._thread.join()
 
-    def ask(self, text, session=None, timeout=60, **fields):
+    def ask(self, text, session=None, **fields):
         """One plain request; the response."""
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 6}
         body |= {"temperature": 0, **fields}
         if session is not None:
             body["session_id"] = session
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=timeout)
+        return http.post(f"{self.url}/v1/chat/completions", json=body)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def start_server(tmp_path):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """One server for a module's tests, small limits, no key."""
-    limits = RequestLimits(body_bytes=100_000, body_seconds=1.0, reply_tokens=64)
+    limits = RequestLimits(body_bytes=100_000, reply_tokens=64)
     server = RunningServer(tmp_path_factory.mktemp("sessions"), requests=limits)
     yield server
     server.stop()

@@ -3,12 +3,12 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import openai
 import pytest
 import torch
 
 from deltamem import ChatSession
+from tests.deltamem.server.patient import http
 from tests.tiny_models import make_chat_model
 
 SMALL = {"model": "tiny", "max_tokens": 8, "temperature": 0}
@@ -142,18 +142,18 @@ def test_the_models_are_listed(client):
 
 def test_a_session_can_be_looked_at_and_deleted(client, server):
     client.chat.completions.create(messages=[user("hi")], **SMALL, extra_body={"session_id": "a@b.c"})
-    shown = httpx.get(f"{server.url}/v1/sessions/a%40b.c").json()
+    shown = http.get(f"{server.url}/v1/sessions/a%40b.c").json()
     assert [m["role"] for m in shown["messages"]] == ["user", "assistant"] and shown["disk_bytes"] > 1000
-    deleted = httpx.delete(f"{server.url}/v1/sessions/a@b.c").json()
+    deleted = http.delete(f"{server.url}/v1/sessions/a@b.c").json()
     assert deleted == {"id": "a@b.c", "deleted": True}
-    gone = httpx.get(f"{server.url}/v1/sessions/a@b.c")
+    gone = http.get(f"{server.url}/v1/sessions/a@b.c")
     assert gone.status_code == 404 and gone.json()["error"]["code"] == "session_not_found"
 
 
 def test_health_and_metrics_tell_what_happened(server, client):
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert http.get(f"{server.url}/health").json() == {"status": "ok"}
     client.chat.completions.create(messages=[user("count me")], **SMALL)
-    text = httpx.get(f"{server.url}/metrics").text
+    text = http.get(f"{server.url}/metrics").text
     assert 'deltamem_requests_total{path="/v1/chat/completions",status="200"}' in text
     for name in ("deltamem_tokens_total", "deltamem_batch_size_bucket", "deltamem_first_token_seconds_count"):
         assert name in text
@@ -191,9 +191,9 @@ def test_a_key_is_asked_for_and_checked(start_server):
             make(wrong).models.list()
         assert caught.value.code == "invalid_api_key"
     for path in ("/v1/models", "/metrics", "/v1/sessions/x"):
-        assert httpx.get(server.url + path).status_code == 401
-    assert httpx.get(f"{server.url}/v1/models", headers={b"Authorization": b"Bearer \xff\xfe"}).status_code == 401
-    assert httpx.get(f"{server.url}/health").status_code == 200
+        assert http.get(server.url + path).status_code == 401
+    assert http.get(f"{server.url}/v1/models", headers={b"Authorization": b"Bearer \xff\xfe"}).status_code == 401
+    assert http.get(f"{server.url}/health").status_code == 200
 
 
 def test_errors_after_the_stream_began_are_told_as_an_event(start_server, monkeypatch):
@@ -202,4 +202,4 @@ def test_errors_after_the_stream_began_are_told_as_an_event(start_server, monkey
     text = server.ask("hi", session="s", stream=True).text
     last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
     assert last["error"]["code"] == "internal_error" and "disk full" not in text and "[DONE]" not in text
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert http.get(f"{server.url}/health").status_code == 200

@@ -2,12 +2,12 @@
 
 import json
 
-import httpx
 import openai
 import pytest
 
 from deltamem import ChatSession
 from deltamem.server.run import check_reach
+from tests.deltamem.server.patient import http
 from tests.full_disk import full_disk
 from tests.tiny_models import make_chat_model
 
@@ -66,7 +66,7 @@ def text_of(answer):
 
 @pytest.mark.parametrize("name", BODIES)
 def test_a_front_ends_request_is_answered_as_it_stands(server, name):
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODIES[name], timeout=60)
+    answer = http.post(f"{server.url}/v1/chat/completions", json=BODIES[name])
     assert answer.status_code == 200, answer.text
     messages = [{"role": "system", "content": ""}, *HELLO] if name == "continue" else HELLO
     expected = ChatSession(*make_chat_model()).send(messages, max_new_tokens=8)
@@ -134,7 +134,7 @@ def test_turns_leave_the_prompt_and_stay_in_the_memory(client, server):
     session = {"session_id": "cleared"}
     client.chat.completions.create(messages=[{"role": "user", "content": "a secret"}], **SMALL, extra_body=session)
     before = server.chat.store.get("cleared")
-    facts = httpx.delete(f"{server.url}/v1/sessions/cleared/prompt").json()
+    facts = http.delete(f"{server.url}/v1/sessions/cleared/prompt").json()
     assert (facts["forgotten_messages"], facts["prompt_tokens"]) == (2, 0) and len(facts["messages"]) == 2
     reply = client.chat.completions.create(messages=HELLO, **SMALL, extra_body={**session, "write": False})
     alone = ChatSession(server.runtime.model, server.runtime.tokenizer)
@@ -143,7 +143,7 @@ def test_turns_leave_the_prompt_and_stay_in_the_memory(client, server):
     assert reply.choices[0].message.content == alone.send("hello", max_new_tokens=8, write=False).text
     after = server.chat.store.get("cleared").memory
     assert all((after.states[i] == before.memory.states[i]).all() for i in after.states)
-    gone = httpx.delete(f"{server.url}/v1/sessions/nobody/prompt")
+    gone = http.delete(f"{server.url}/v1/sessions/nobody/prompt")
     assert gone.status_code == 404 and gone.json()["error"]["code"] == "session_not_found"
 
 
@@ -157,17 +157,17 @@ PREFLIGHT = {
 def test_pages_of_named_origins_may_call_and_no_others(start_server):
     server = start_server(origins=("https://chat.example",), api_key="sk-cors")
     address = f"{server.url}/v1/chat/completions"
-    allowed = httpx.options(address, headers=PREFLIGHT)
+    allowed = http.options(address, headers=PREFLIGHT)
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "https://chat.example"
-    assert httpx.options(address, headers={**PREFLIGHT, "Origin": "https://evil.example"}).status_code == 400
+    assert http.options(address, headers={**PREFLIGHT, "Origin": "https://evil.example"}).status_code == 400
     headers = {"Origin": "https://chat.example", "Authorization": "Bearer sk-cors"}
-    answer = httpx.post(address, json={**SMALL, "messages": HELLO}, headers=headers)
+    answer = http.post(address, json={**SMALL, "messages": HELLO}, headers=headers)
     assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://chat.example"
 
 
 def test_no_other_page_may_call_unless_the_server_is_told_so(server):
-    assert httpx.options(f"{server.url}/v1/chat/completions", headers=PREFLIGHT).status_code == 405
+    assert http.options(f"{server.url}/v1/chat/completions", headers=PREFLIGHT).status_code == 405
     with pytest.raises(ValueError, match="every web page could use the server"):
         check_reach("127.0.0.1", None, ("*",))
     check_reach("127.0.0.1", "key", ("*",))

@@ -23,6 +23,7 @@ from deltamem.cli import main
 from deltamem.cli.loading import load
 from pipelines.errors import StageError
 from pipelines.registry.model_folder import write_model_folder
+from tests.deltamem.server.patient import http
 from tests.tiny_models import make_chat_model
 
 DIALOGUE = [
@@ -93,17 +94,17 @@ def test_both_servers_complete_a_chat_alike(registry, start_server):
     process = subprocess.Popen(command, env={**os.environ, **places}, start_new_session=True)
     try:
         ours = start_server(model=load(None, None, "models:/tiny@champion", "cpu", "auto", registry.uri))
-        served = httpx.post(f"{ours.url}/v1/chat/completions", json={"model": "tiny", **REQUEST}).json()
+        served = http.post(f"{ours.url}/v1/chat/completions", json={"model": "tiny", **REQUEST}).json()
         while True:
             assert process.poll() is None, "MLflow's server ended"
             try:
-                httpx.get(f"http://127.0.0.1:{port}/ping").raise_for_status()
+                http.get(f"http://127.0.0.1:{port}/ping").raise_for_status()
                 break
             except httpx.TransportError:
                 time.sleep(0.1)
         invocations = f"http://127.0.0.1:{port}/invocations"
-        answer = httpx.post(invocations, json=REQUEST).json()
-        refused = httpx.post(invocations, json={**REQUEST, "session_id": "ada"})
+        answer = http.post(invocations, json=REQUEST).json()
+        refused = http.post(invocations, json={**REQUEST, "session_id": "ada"})
     finally:
         os.killpg(process.pid, 15)
         process.wait()
