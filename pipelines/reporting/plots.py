@@ -51,6 +51,8 @@ def _plots(config: Config, results: Results) -> Iterator[tuple[str, Plot]]:
     yield from _effects(results, "context_recovery", "share of the full context", [0, 1])
     losses = {"answer_nll": "answer NLL (nats per token)", "memory_effect": "NLL swapped − state"}
     yield from _curves(results, "loss", losses)
+    by_source = {f"answer_nll/{source}": f"answer NLL of {source}" for source in config.data.weights}
+    yield from _curves(results, "loss_by_source", by_source)
     yield from _curves(results, "memory", {"write_gate": "mean write gate", "state_norm": "mean state norm"})
     yield from _validation(results)
     for backbone in config.backbones:

@@ -44,7 +44,7 @@ class DeltaRecipe(Recipe):
         return collate(episodes, groups, self.tokenizer.pad_token_id)
 
     def metrics(self, result: EpisodeLoss) -> dict[str, Tensor]:
-        return result._asdict()
+        return {name: value for name, value in result._asdict().items() if name != "token_nll"}
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         settings = replace(self._settings, **self.origin)

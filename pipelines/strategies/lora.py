@@ -13,7 +13,7 @@ name them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,7 +28,7 @@ from pipelines.config.strategies import LoraStrategy
 from pipelines.data.shards import read_rows, whole_chat
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, collate
-from pipelines.training.objective import answer_logits, answer_nll
+from pipelines.training.objective import answer_logits, answer_nll, token_nll
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -102,6 +102,13 @@ def size(model: PeftModel) -> int:
     return sum(tensor.numel() for tensor in get_peft_model_state_dict(model).values())
 
 
+class PromptLoss(NamedTuple):
+    """Of one micro-batch: what is minimised, and the answer tokens' NLL, [A] nats."""
+
+    loss: Tensor
+    token_nll: Tensor
+
+
 class PromptObjective(nn.Module):
     """The loss of an answer whose prompt is read by the LoRA model; the backbone stays out of the module
     tree.
@@ -116,12 +123,11 @@ class PromptObjective(nn.Module):
             self.adapter.register_parameter(_flat(name), parameter)
         self.model = (model,)  # a tuple hides it from the module tree
 
-    def forward(self, batch: EpisodeBatch) -> Tensor:
-        """Mean over questions of the mean negative log-likelihood per answer token, in nats."""
+    def forward(self, batch: EpisodeBatch) -> PromptLoss:
         (model,) = self.model
-        return answer_nll(
-            answer_logits(model, cast(PreTrainedModel, model.get_base_model()), batch, past_key_values=NoCache()), batch
-        )
+        logits = answer_logits(model, cast(PreTrainedModel, model.get_base_model()), batch, past_key_values=NoCache())
+        tokens = token_nll(logits, batch)
+        return PromptLoss(answer_nll(tokens, batch), tokens.detach())
 
 
 def collate_prompts(

@@ -20,7 +20,7 @@ from pipelines.config.strategies import LoraStrategy
 from pipelines.data.shards import whole_chat
 from pipelines.errors import StageError
 from pipelines.evaluation.prompts import PromptEncoder
-from pipelines.strategies.lora import PromptObjective, collate_prompts, fill, make_lora, save_lora
+from pipelines.strategies.lora import PromptLoss, PromptObjective, collate_prompts, fill, make_lora, save_lora
 from pipelines.training.batches import EpisodeBatch
 from pipelines.training.recipe import Recipe
 
@@ -60,8 +60,8 @@ class LoraRecipe(Recipe):
     def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
         return collate_prompts(episodes, groups, self.tokenizer, self._lora.context)
 
-    def metrics(self, result: Tensor) -> dict[str, Tensor]:
-        return {"loss": result, "answer_nll": result}
+    def metrics(self, result: PromptLoss) -> dict[str, Tensor]:
+        return {"loss": result.loss, "answer_nll": result.loss}
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         config = copy.deepcopy(self.backbone_config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,30 @@ COLUMNS = (
 )
 
 
+SOURCE_NLL = "answer_nll/"
+"""How the column of a source's answer NLL begins; its name follows."""
+
+
 class Curve:
     """The file, as one worker writes it. A column that the kind of adapter doesn't have stays empty.
 
     Args:
         start: steps that are done; rows after them are of a run that was cut short, and go.
+        sources: those of a mixture have a column each, empty at steps without a question of theirs.
     """
 
-    def __init__(self, path: Path, start: int):
+    def __init__(self, path: Path, start: int, sources: Sequence[str] = ()):
         self.path = path
+        self.columns = (*COLUMNS, *(SOURCE_NLL + name for name in sources))
         kept = [row for row in read(path) if int(row[STEP]) <= start] if start else []
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
 
     def add(self, row: Mapping[str, float]) -> None:
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, self.columns).writerow(row)
 
 
 def read(path: Path) -> list[dict[str, str]]:

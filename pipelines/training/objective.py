@@ -15,12 +15,13 @@ from pipelines.training.batches import EpisodeBatch
 
 
 class EpisodeLoss(NamedTuple):
-    """Scalars of one micro-batch; ``loss`` is what is minimised."""
+    """Scalars of one micro-batch, of which ``loss`` is minimised; ``token_nll`` is of each answer token, [A] nats."""
 
     loss: Tensor
     answer_nll: Tensor
     write_gate: Tensor
     state_norm: Tensor
+    token_nll: Tensor
 
 
 class MemoryObjective(nn.Module):
@@ -43,10 +44,11 @@ class MemoryObjective(nn.Module):
     def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
         (model,) = self.model
         memory, gate = model.write_with_gates(**_written(batch))
-        nll = self._nll(batch, memory.select(batch.owner))
+        tokens = self._nll(batch, memory.select(batch.owner))
+        nll = answer_nll(tokens, batch)
         penalty = self.write_penalty * (gate - self.write_target).square().mean()
         norms = torch.stack(list(memory.detach().norms().values())).mean()
-        return EpisodeLoss(nll + penalty, nll.detach(), gate.detach().mean(), norms)
+        return EpisodeLoss(nll + penalty, nll.detach(), gate.detach().mean(), norms, tokens.detach())
 
     @torch.no_grad()
     def memory_effect(self, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor:
@@ -64,16 +66,16 @@ class MemoryObjective(nn.Module):
         others, effects, first = torch.tensor(_others(papers), device=device), [], 0
         for batch, weight in batches:
             own = batch.owner + first
-            right, wrong = (self._nll(batch, memory.select(rows)) for rows in (own, others[own]))
+            right, wrong = (answer_nll(self._nll(batch, memory.select(rows)), batch) for rows in (own, others[own]))
             effects.append(weight * (wrong - right))
             first += len(batch.papers)
         return torch.stack(effects).mean()
 
     def _nll(self, batch: EpisodeBatch, memory: DeltaMemory) -> Tensor:
-        """Of the answers, read from a memory of Q rows."""
+        """Of each answer token, read from a memory of Q rows; [A]."""
         (model,) = self.model
         options = {"memory": memory, "write": self.write_questions, "right_padded": True}
-        return answer_nll(answer_logits(model, model.base_model, batch, **options), batch)
+        return token_nll(answer_logits(model, model.base_model, batch, **options), batch)
 
 
 def _written(batch: EpisodeBatch) -> dict[str, Any]:
@@ -110,7 +112,27 @@ def answer_logits(model: nn.Module, base: PreTrainedModel, batch: EpisodeBatch, 
         hook.remove()
 
 
-def answer_nll(logits: Tensor, batch: EpisodeBatch) -> Tensor:
-    """Mean over questions of the mean negative log-likelihood per answer token, in nats; logits are [A, V]."""
-    nll = F.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
+def token_nll(logits: Tensor, batch: EpisodeBatch) -> Tensor:
+    """Negative log-likelihood of each answer token in nats, [A] float32, from logits [A, V]."""
+    return F.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
+
+
+def answer_nll(nll: Tensor, batch: EpisodeBatch) -> Tensor:
+    """Mean over questions of the mean over their answers' tokens, a scalar, from the tokens' [A]."""
     return (nll * batch.answer_weights).sum()
+
+
+def nll_by_source(nll: Tensor, batch: EpisodeBatch, sources: Sequence[str]) -> Tensor:
+    """For each of S sources the sum over its questions of the mean over their answers' tokens, and how many they are.
+
+    Args:
+        nll: of the tokens, [A].
+
+    Returns:
+        [S, 2] float32: sums of micro-batches and workers are sums over all their questions.
+    """
+    places = torch.tensor([sources.index(name) for name in batch.sources], device=nll.device)[batch.owner]
+    of_question = F.one_hot(places, len(sources)).float()
+    weighted = nll * batch.answer_weights * len(batch.owner)
+    # products, because sums by index come in no fixed order on a GPU
+    return torch.stack([of_question[batch.answer_rows].T @ weighted, of_question.sum(0)], dim=1)

@@ -48,13 +48,22 @@ class Recipe(ABC):
         """The rows to train on, and what the training record has to say about those that aren't."""
         return open_episodes(self.data), {}
 
+    @property
+    def sources(self) -> list[str]:
+        """The sources of a mixture that are trained on, whose losses are told apart; none where there is no mixture."""
+        weights = self.config.data.weights
+        return [name for name, weight in weights.items() if weight] if len(weights) > 1 else []
+
     def schedule(self, episodes: pa.Table, workers: int) -> Schedule:
         """The order in which those rows are trained on. Raises StageError where there can be none."""
         return Schedule(episodes, self.cell.train, self.cell.seed, workers, Mixture.of(self.config.data))
 
     @abstractmethod
     def objective(self, base: PreTrainedModel) -> nn.Module:
-        """The loss of a batch as a module whose parameters are exactly the adapter's, named ``adapter.…``."""
+        """The loss of a batch as a module whose parameters are exactly the adapter's, named ``adapter.…``.
+
+        It returns a tuple with a ``token_nll``: of each answer token, [A] nats, not to be learnt from.
+        """
 
     @abstractmethod
     def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:

@@ -20,8 +20,9 @@ from pipelines.backbones.prepared import load_backbone
 from pipelines.training import checkpoint
 from pipelines.training import deepspeed_engine as engines
 from pipelines.training.batches import MicroBatch
-from pipelines.training.curve import LOSS, STEP, Curve
+from pipelines.training.curve import LOSS, SOURCE_NLL, STEP, Curve
 from pipelines.training.learning_rate import learning_rate
+from pipelines.training.objective import nll_by_source
 from pipelines.training.recipe import Recipe
 from pipelines.training.task import WorkerTask
 
@@ -41,7 +42,7 @@ def train_worker(task: WorkerTask) -> None:
     engine = engines.make_engine(recipe.objective(base), train, schedule.micro, schedule.accumulation, device)
     look_every = train.measure_memory_every if recipe.has_memory else 0
     start = _resume(engine)
-    curve = Curve(Path(task.curve), start) if rank == 0 else None
+    curve = Curve(Path(task.curve), start, recipe.sources) if rank == 0 else None
 
     for step in range(start, schedule.steps):
         began = time.perf_counter()
@@ -51,8 +52,9 @@ def train_worker(task: WorkerTask) -> None:
         effect = {}
         if look_every and step % look_every == 0:  # before the step has learnt from them
             effect = {"memory_effect": _memory_effect(engine, recipe, episodes, micro_batches, device)}
-        means, tokens = _learn(engine, recipe, episodes, micro_batches, device)
+        means, by_source, tokens = _learn(engine, recipe, episodes, micro_batches, device)
         row, tokens = _reduce(means | effect, tokens, workers)
+        row |= _means_by_source(by_source, recipe.sources)
         seconds = time.perf_counter() - began
         row |= {STEP: step + 1, "gradient_norm": float(engine.get_global_grad_norm()), "learning_rate": rate}
         row |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
@@ -82,18 +84,22 @@ def _memory_effect(
 
 def _learn(
     engine, recipe: Recipe, episodes: pa.Table, micro_batches: Sequence[MicroBatch], device: torch.device
-) -> tuple[dict[str, Tensor], int]:
-    """One optimiser step; returns this worker's metrics, scalars on its device, and the tokens it has read."""
+) -> tuple[dict[str, Tensor], Tensor, int]:
+    """One optimiser step; returns this worker's metrics, scalars on its device, sums by source, and the tokens read."""
     names, means, tokens = [], [], 0
+    by_source = torch.zeros(len(recipe.sources), 2, device=device)
     for groups, weight in micro_batches:
-        batch = recipe.collate(episodes, groups)
+        batch = recipe.collate(episodes, groups).to(device)
         tokens += batch.tokens
-        metrics = recipe.metrics(engine(batch.to(device)))
+        result = engine(batch)
+        metrics = recipe.metrics(result)
+        if recipe.sources:
+            by_source += nll_by_source(result.token_nll, batch, recipe.sources)
         engine.backward(metrics[LOSS] * weight)
         engine.step()  # updates at the step's last micro-batch only
         names = list(metrics)
         means.append(torch.stack([x.detach().float() for x in metrics.values()]) * weight)
-    return dict(zip(names, torch.stack(means).mean(0), strict=True)), tokens
+    return dict(zip(names, torch.stack(means).mean(0), strict=True)), by_source, tokens
 
 
 def _reduce(means: dict[str, Tensor], tokens: int, workers: int) -> tuple[dict[str, float], int]:
@@ -103,6 +109,15 @@ def _reduce(means: dict[str, Tensor], tokens: int, workers: int) -> tuple[dict[s
     dist.all_reduce(values)
     *sums, tokens = values.tolist()
     return {name: value / workers for name, value in zip(means, sums, strict=True)}, int(tokens)
+
+
+def _means_by_source(sums: Tensor, sources: Sequence[str]) -> dict[str, float]:
+    """The answer NLL of the sources that any worker has asked questions of, by the names of the curve's columns."""
+    if not sources:
+        return {}
+    dist.all_reduce(sums)
+    found = zip(sources, sums.tolist(), strict=True)
+    return {SOURCE_NLL + name: total / count for name, (total, count) in found if count}
 
 
 def _report(engine, step: int, row: dict[str, float], rank: int, device: torch.device) -> None:

@@ -76,6 +76,16 @@ def test_every_plot_with_data_is_there(run, page):
     assert len(page.sources) == len(names)
 
 
+def test_the_losses_of_a_mixture_are_drawn_by_source(tmp_path):
+    sources = {"chats": {"kind": "chat", "train_files": ["chats.jsonl"]}, "facts": {"kind": "generated"}}
+    changes = {"strategies": {"tsw": STRATEGIES["tsw"]}, "benchmarks": {"locomo": LOCOMO}, "seeds": [42]}
+    run = SyntheticRun(tmp_path, data={"sources": sources}, **changes).finish()
+    header = "step,loss,answer_nll,answer_nll/chats,answer_nll/facts"
+    run.layout.curve(BACKBONE, "tsw", 42).write_text(f"{header}\n1,3,3,2,\n2,2,2,,2.5\n")
+    page = write_report(run.config).read_text(encoding="utf-8")
+    assert 'alt="Answer NLL of chats and answer NLL of facts by optimiser step"' in page
+
+
 def test_a_missing_seed_shows(page):
     hotpotqa = page.text.split(f"hotpotqa on {BACKBONE}")[1]
     assert re.search(r"tsw seed 42 [01]\.", hotpotqa)

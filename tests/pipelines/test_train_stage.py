@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -56,6 +57,40 @@ def prepared(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def mixture(prepared, tmp_path_factory):
+    """The same trained on a mixture of three sources: passages, chats, and facts told in conversations."""
+    folder = tmp_path_factory.mktemp("mixture")
+    shutil.copytree(Path(yaml.safe_load(prepared.read_text())["results_dir"]) / "t" / "backbones",
+                    folder / "results" / "t" / "backbones")  # fmt: skip
+    articles = [
+        {"title": f"Ada {n}", "paragraphs": [{"context": f"Ada had {n} cats. They were old.", "qas": [
+            {"id": f"q{n}", "question": "How many cats?", "answers": [{"text": str(n), "answer_start": 8}]}]}]}
+        for n in range(7)
+    ]  # fmt: skip
+    (folder / "squad.json").write_text(json.dumps({"data": articles}))
+    told = ("user", "I like {}."), ("assistant", "Good."), ("user", "What do I like?"), ("assistant", "You like {}.")
+    chats = [{"messages": [{"role": role, "content": text.format(thing)} for role, text in told]}
+             for thing in ("tea", "rain", "maps", "bread", "owls")]  # fmt: skip
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    values = yaml.safe_load(prepared.read_text())
+    values |= {"results_dir": str(folder / "results"), "benchmarks": ["held_out"]}
+    values["register"] = {"champion_metric": "held_out/memory_effect_nll"}
+    values["data"] = {
+        "sources": {
+            "passages": {"kind": "squad", "train_files": [str(folder / "squad.json")], "write": "sentence"},
+            "chats": {"kind": "chat", "train_files": [str(folder / "chats.jsonl")], "weight": 2},
+            "told": {"kind": "generated", "told": "conversation", "train_papers": 3, "eval_papers": 2,
+                     "facts_per_paper": 2},
+        },
+        "max_written_tokens": 512, "max_read_tokens": 128,
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    preprocess(load_config(path), "tiny-random")
+    return path
+
+
 def kill_a_worker(curve: Path) -> None:
     """Wait until training has passed a checkpoint, then kill one of its workers."""
     while True:
@@ -69,12 +104,10 @@ def kill_a_worker(curve: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_changes_nothing(prepared, monkeypatch):
-    import threading
-
-    layout = Layout(load_config(prepared))
+def test_a_killed_worker_changes_nothing(mixture):
+    layout = Layout(load_config(mixture))
     folder = layout.adapter(*CELL)
-    train_cell(load_config(prepared), *CELL)
+    train_cell(load_config(mixture), *CELL)
     undisturbed = load_file(folder / "adapter_model.safetensors")
     first_curve = list(csv.DictReader((folder / "curve.csv").open()))
     (folder / "adapter_model.safetensors").unlink()
@@ -89,7 +122,7 @@ def test_a_killed_worker_changes_nothing(prepared, monkeypatch):
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    train_cell(load_config(prepared), *CELL)
+    train_cell(load_config(mixture), *CELL)
     watcher.join(1)
     assert killed, "the run ended before its worker could be killed"
 
@@ -98,12 +131,18 @@ def test_a_killed_worker_changes_nothing(prepared, monkeypatch):
     assert all((again[name] == undisturbed[name]).all() for name in again)
     curve = list(csv.DictReader((folder / "curve.csv").open()))
     assert [row["step"] for row in curve] == [str(i + 1) for i in range(STEPS)]
-    for column in ("loss", "memory_effect"):
+    by_source = [f"answer_nll/{source}" for source in ("passages", "chats", "told")]
+    for column in ("loss", "memory_effect", *by_source):
         assert [row[column] for row in curve] == [row[column] for row in first_curve]
     looked = [int(row["step"]) for row in curve if row["memory_effect"]]
     assert looked == [1, 6, 11, 16, 21] and all(float(curve[step - 1]["memory_effect"]) != 0 for step in looked)
 
     assert float(curve[-1]["loss"]) < float(curve[0]["loss"])
+    for row in curve:  # four questions a step, so that each source has a multiple of a quarter of the mean
+        found = [float(row[column]) for column in by_source if row[column]]
+        assert min(found) - 1e-6 <= float(row["answer_nll"]) <= max(found) + 1e-6
+    assert all(any(row[column] for row in curve) for column in by_source)
+    assert any(not row[column] for row in curve for column in by_source)
     record = json.loads((folder / "training.json").read_text())
     assert record["step"] == STEPS and record["peak_memory_bytes"] > 0 and record["provenance"]["libraries"]
     assert not layout.train_state(*CELL).exists()
@@ -170,8 +209,8 @@ def test_a_lora_goes_through_the_same_stage(short):
     recipe = recipe_of(config, config.cell(*cell))
     batch = recipe.collate(recipe.episodes()[0], [[0], [1], [2]])
     with torch.no_grad():
-        trained = PromptObjective(model)(batch).item()
-        untrained = recipe.objective(load_backbone(layout.backbone("tiny-random"))[0])(batch).item()
+        trained = PromptObjective(model)(batch).loss.item()
+        untrained = recipe.objective(load_backbone(layout.backbone("tiny-random"))[0])(batch).loss.item()
     assert trained < untrained and digests["adapter"]
 
 

@@ -148,7 +148,7 @@ def test_training_it_lowers_the_loss_and_the_masters_go_back_into_the_model(base
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
     losses = []
     for _ in range(15):
-        loss = objective(batch)
+        loss = objective(batch).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -157,7 +157,7 @@ def test_training_it_lowers_the_loss_and_the_masters_go_back_into_the_model(base
     tensors = {name.removeprefix("adapter."): p.detach().clone() for name, p in objective.named_parameters()}
     fresh = make_lora(tiny_model("qwen3", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id), lora())
     fill(fresh, tensors)
-    assert PromptObjective(fresh)(batch).item() == pytest.approx(objective(batch).item(), abs=1e-5)
+    assert PromptObjective(fresh)(batch).loss.item() == pytest.approx(objective(batch).loss.item(), abs=1e-5)
 
 
 def test_the_loss_is_the_mean_over_questions_of_the_likelihood_per_token(base, episodes):
@@ -170,4 +170,4 @@ def test_the_loss_is_the_mean_over_questions_of_the_likelihood_per_token(base, e
         start = len(row["question_ids"])
         expected.append(-logits[start - 1 : -1].gather(1, ids[0, start:, None]).mean())
     batch = collate_prompts(episodes, [[0], [1]], tokenizer, context=False)
-    assert PromptObjective(model)(batch).item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-4)
+    assert PromptObjective(model)(batch).loss.item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-4)

@@ -5,7 +5,7 @@ import torch
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.training.batches import collate
-from pipelines.training.objective import MemoryObjective
+from pipelines.training.objective import MemoryObjective, nll_by_source
 from tests.pipelines.training.episodes import episodes
 
 
@@ -81,3 +81,20 @@ def test_a_paper_s_own_other_questions_are_no_other_paper(objective, table):
 
 def test_one_paper_alone_has_no_effect_to_measure(objective, table):
     assert objective.memory_effect([(collate(table, [[3], [4]], 0), 1.0)]).isnan()
+
+
+def test_losses_by_source_are_means_over_their_questions(objective):
+    owners = ["a", "b", "a"]
+    table = episodes([2, 1, 3], width=lambda paper: 6 + 3 * paper, source=owners.__getitem__)
+    whole = collate(table, [[0, 1], [2], [3, 4], [5]], 0)
+    result = objective(whole)
+    assert not result.token_nll.requires_grad
+    sums = nll_by_source(result.token_nll, whole, ["a", "b", "c"])
+    assert sums[:, 1].tolist() == [5, 1, 0] and sums[2, 0] == 0
+    torch.testing.assert_close(sums[:, 0].sum() / 6, result.answer_nll)
+    alone = objective(collate(table, [[2]], 0)).answer_nll
+    torch.testing.assert_close(sums[1, 0], alone, atol=1e-5, rtol=1e-4)
+    # micro-batches add up to the whole
+    parts = [collate(table, groups, 0) for groups in ([[0, 1], [2]], [[3, 4], [5]])]
+    added = sum(nll_by_source(objective(part).token_nll, part, ["a", "b", "c"]) for part in parts)
+    torch.testing.assert_close(added, sums, atol=1e-5, rtol=1e-4)
