@@ -113,7 +113,7 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
         exam.benchmark, config.entry("benchmarks", exam.benchmark), Layout(config).data(exam.backbone, "eval")
     )
     model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
-    intake = Intake.of(list(benchmark.contexts()))
+    intake = Intake.of(list(benchmark.contexts()), benchmark.bad_records)
     for sentence in told(intake.note()):
         console.print(f"{exam.benchmark}: {sentence}")
     contexts = intake.contexts

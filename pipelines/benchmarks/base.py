@@ -8,6 +8,7 @@ from itertools import chain, islice, zip_longest
 from typing import Any, Literal, Protocol
 
 from deltamem.chat.messages import Message
+from pipelines.data.documents import BadRecord
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,19 @@ class Context:
         history: what is written to the memory, or put before the question: chat messages, oldest first,
             none of them the system's.
         questions: at least one.
+        written: what is written to the memory where that differs: with a system message in front, or with messages
+            that the questions repeat.
     """
 
     context_id: str
     history: list[Message]
     questions: list[Question]
+    written: list[Message] | None = None
+
+    @property
+    def to_write(self) -> list[Message]:
+        """What is written to the memory."""
+        return self.history if self.written is None else self.written
 
 
 def prompt_messages(question: Question, history: Sequence[Message] = ()) -> list[Message]:
@@ -80,6 +89,7 @@ class Benchmark(Protocol):
         metrics: names of the scores, in [0, 1], higher is better; the first is the headline.
         drop_first: which messages of a history that doesn't fit the window are left out of the prompt: the
             "oldest" or the "newest". The memory is written from all of it.
+        bad_records: what of its files could not be used as it is; complete once the contexts have been read.
     """
 
     name: str
@@ -88,6 +98,7 @@ class Benchmark(Protocol):
     stop: tuple[str, ...]
     metrics: tuple[str, ...]
     drop_first: Literal["oldest", "newest"]
+    bad_records: list[BadRecord]
 
     def contexts(self) -> Iterator[Context]:
         """Every context, in the order of the source. Raises StageError for missing or malformed data."""

@@ -15,6 +15,7 @@ from pipelines.benchmarks.base import Context, Question
 from pipelines.benchmarks.mab_scores import text_scores
 from pipelines.config import Generated
 from pipelines.config.benchmarks import FactsSettings
+from pipelines.data.documents import BadRecord
 from pipelines.data.generate import generate_papers
 from pipelines.data.papers import Paper, paper_messages, parse_papers
 
@@ -29,6 +30,7 @@ class Facts:
 
     def __init__(self, name: str, settings: FactsSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings
+        self.bad_records: list[BadRecord] = []
 
     def contexts(self) -> Iterator[Context]:
         for facts in self.settings.facts:

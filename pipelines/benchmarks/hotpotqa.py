@@ -8,19 +8,22 @@ follows them ("above", where the release has it in front and says "below").
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from deltamem.chat.messages import Message
 from pipelines.benchmarks.answer_f1 import answer_tokens
 from pipelines.benchmarks.base import Context, Question, limit
-from pipelines.benchmarks.files import expecting, read_json
+from pipelines.benchmarks.records import read_array, reference, text, usable
 from pipelines.config.benchmarks import HotpotqaSettings
+from pipelines.data.documents import BadRecord
 from pipelines.data.files import from_hub
 
 QUESTION = (
     "Answer the question using only the passages above.\nReply with a short span or yes/no only.\n\n"
     "Question: {}\nAnswer:"
 )
+FORM = "a HotpotQA question"
 _CLOSED = {"yes", "no", "noanswer"}
 
 
@@ -34,28 +37,26 @@ class Hotpotqa:
 
     def __init__(self, name: str, settings: HotpotqaSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings
+        self.bad_records: list[BadRecord] = []
 
     def contexts(self) -> Iterator[Context]:
         return limit(self._contexts(), self.settings.max_contexts, self.settings.max_questions)
 
     def _contexts(self) -> Iterator[Context]:
-        where = self.settings.file or self.settings.hub_id
-        for number, record in enumerate(self._records()):
-            with expecting(f"{where}, question {number}", "a HotpotQA question"):
-                yield _context(record)
+        place = f"{self.settings.file or self.settings.hub_id}, question"
+        self.bad_records.clear()
+        return usable(self._records(), _context, place, FORM, self.bad_records)
 
-    def _records(self) -> Iterator[Mapping[str, Any]]:
+    def _records(self) -> Iterable[Any]:
         if self.settings.file is not None:
-            return iter(read_json(self.settings.file))
+            return read_array(self.settings.file, "HotpotQA's questions")
         import datasets
 
         hub_id, revision = self.settings.hub_id, self.settings.hub_revision
-        return iter(
-            from_hub(
-                f"{hub_id}, distractor, validation",
-                "give the path of hotpot_dev_distractor_v1.json as 'file'",
-                lambda: datasets.load_dataset(hub_id, "distractor", split="validation", revision=revision),
-            )
+        return from_hub(
+            f"{hub_id}, distractor, validation",
+            "give the path of hotpot_dev_distractor_v1.json as 'file'",
+            lambda: datasets.load_dataset(hub_id, "distractor", split="validation", revision=revision),
         )
 
     def score(self, question: Question, prediction: str) -> dict[str, float]:
@@ -64,15 +65,18 @@ class Hotpotqa:
         return {"exact_match": exact_match(answer, reference), "f1": answer_f1(answer, reference)}
 
 
-def _context(record: Mapping[str, Any]) -> Context:
-    question_id = record["_id"] if "_id" in record else record["id"]
-    asked = record["question"].strip()
+def _context(number: int, record: Mapping[str, Any]) -> Context:
+    question_id = text(record["_id"] if "_id" in record else record["id"], "id")
+    asked = text(record["question"], "question").strip()
     messages = [{"role": "user", "content": QUESTION.format(asked)}]
-    question = Question(question_id, question_id, messages, [record["answer"].strip()], record["type"], asked=asked)
-    history = [
-        {"role": "user", "content": f"Passage {number} - {title}:\n{text}"}
-        for number, (title, text) in enumerate(_passages(record["context"]), start=1)
+    answer, category = reference(record["answer"]).strip(), text(record["type"], "type")
+    question = Question(question_id, question_id, messages, [answer], category, asked=asked)
+    history: list[Message] = [
+        {"role": "user", "content": f"Passage {place} - {title}:\n{passage}"}
+        for place, (title, passage) in enumerate(_passages(record["context"]), start=1)
     ]
+    if not history:
+        raise ValueError("its passages are empty")
     return Context(question_id, history, [question])
 
 
@@ -80,9 +84,9 @@ def _passages(context: Any) -> Iterator[tuple[str, str]]:
     """(title, text) of each paragraph; the authors' file has pairs, the Hub two lists."""
     pairs = zip(context["title"], context["sentences"], strict=True) if isinstance(context, Mapping) else context
     for title, sentences in pairs:
-        text = " ".join(sentence.strip() for sentence in sentences).strip()
-        if text:
-            yield title, text
+        passage = " ".join(sentence.strip() for sentence in sentences).strip()
+        if passage:
+            yield title, passage
 
 
 def exact_match(prediction: str, reference: str) -> float:

@@ -25,8 +25,9 @@ from typing import Any
 from nltk.stem import PorterStemmer
 
 from pipelines.benchmarks.base import Context, Question, limit
-from pipelines.benchmarks.files import expecting, read_json
+from pipelines.benchmarks.records import attempt, read_array, reference, text, usable
 from pipelines.config.benchmarks import LocomoSettings
+from pipelines.data.documents import BadRecord
 
 CATEGORIES = {1: "multi_hop", 2: "temporal", 3: "open_domain", 4: "single_hop", 5: "adversarial"}
 
@@ -62,23 +63,35 @@ class Locomo:
 
     def __init__(self, name: str, settings: LocomoSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings
+        self.bad_records: list[BadRecord] = []
 
     def contexts(self) -> Iterator[Context]:
         return limit(self._contexts(), self.settings.max_contexts, self.settings.max_questions)
 
     def _contexts(self) -> Iterator[Context]:
-        samples = read_json(self.settings.file)
-        for number, sample in enumerate(samples):
-            with expecting(f"{self.settings.file}, conversation {number}", "a LoCoMo conversation"):
-                sample_id = sample["sample_id"]
-                history = conversation_messages(sample["conversation"], self.settings.message == "turn")
-                questions = [
-                    _question(sample_id, index, record)
-                    for index, record in enumerate(sample["qa"])
-                    if record["category"] in self.settings.categories
-                ]
-            if questions:
-                yield Context(sample_id, history, questions)
+        samples = read_array(self.settings.file, "LoCoMo's conversations")
+        place = f"{self.settings.file}, conversation"
+        self.bad_records.clear()
+        return usable(samples, self._context, place, "a LoCoMo conversation", self.bad_records)
+
+    def _context(self, number: int, sample: Mapping[str, Any]) -> Context | None:
+        sample_id = text(sample["sample_id"], "sample_id")
+        history = conversation_messages(sample["conversation"], self.settings.message == "turn")
+        questions = []
+        for index, record in enumerate(sample["qa"]):
+            question = attempt(
+                lambda index=index, record=record: self._asked(sample_id, index, record),
+                "question", sample_id, "a LoCoMo question", self.bad_records, f"{sample_id}/{index}",
+            )  # fmt: skip
+            questions += question or []
+        return Context(sample_id, history, questions) if questions else None
+
+    def _asked(self, sample_id: str, index: int, record: Mapping[str, Any]) -> list[Question]:
+        """The question of a record, if its category is to be asked."""
+        category = record["category"]
+        if category not in CATEGORIES:
+            raise ValueError(f"its category is {category!r}; expected one of 1 to 5")
+        return [_question(sample_id, index, record)] if category in self.settings.categories else []
 
     def score(self, question: Question, prediction: str) -> dict[str, float]:
         return {"f1": answer_score(question, prediction)}
@@ -104,15 +117,16 @@ def _turn(turn: Mapping[str, str]) -> str:
 
 def _question(sample_id: str, index: int, record: Mapping[str, Any]) -> Question:
     question_id, category = f"{sample_id}/{index}", record["category"]
-    asked, options = record["question"], {}
+    question = asked = text(record["question"], "question")
+    options: dict[str, str] = {}
     if category == 5:
-        options = _options(question_id, str(record["answer" if "answer" in record else "adversarial_answer"]))
+        options = _options(question_id, reference(record["answer" if "answer" in record else "adversarial_answer"]))
         asked += f" (a) {options['a']} (b) {options['b']}. Select the correct answer by writing (a) or (b)."
-        reference = next(f"({letter})" for letter, text in options.items() if text == NO_ANSWER)
+        expected = next(f"({letter})" for letter, option in options.items() if option == NO_ANSWER)
     else:
         # what follows a semicolon explains an inference and is not scored (evaluation.py, category 3)
-        answer = str(record["answer"])
-        reference = answer.split(";")[0].strip() if category == 3 else answer
+        answer = reference(record["answer"])
+        expected = text(answer.split(";")[0], "answer").strip() if category == 3 else answer
     if category == 2:
         asked += " Use DATE of CONVERSATION to answer with an approximate date."
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION.format(asked)}]
@@ -120,10 +134,10 @@ def _question(sample_id: str, index: int, record: Mapping[str, Any]) -> Question
         question_id,
         sample_id,
         messages,
-        [reference],
+        [expected],
         CATEGORIES[category],
         {"options": options},
-        asked=record["question"],
+        asked=question,
     )
 
 

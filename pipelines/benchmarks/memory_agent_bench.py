@@ -9,18 +9,18 @@ GPT-4o-mini.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
-
 from pipelines.benchmarks.base import Context, Question, limit
 from pipelines.benchmarks.chunks import cut_text
-from pipelines.benchmarks.files import expecting, read_json
 from pipelines.benchmarks.mab_scores import all_parts, movie_names, recall_at_5, text_scores
 from pipelines.benchmarks.mab_sources import SYSTEM, Source, source_named
+from pipelines.benchmarks.records import AS_PUBLISHED, DOWNLOAD, attempt, reference, text, usable
 from pipelines.config.benchmarks import MemoryAgentBenchSettings
-from pipelines.data.files import from_hub
+from pipelines.data.documents import BadRecord
+from pipelines.data.files import from_hub, parquet_rows, read_json
 from pipelines.errors import StageError
 
 FILES = {
@@ -46,49 +46,39 @@ class MemoryAgentBench:
 
     def __init__(self, name: str, settings: MemoryAgentBenchSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings
+        self.bad_records: list[BadRecord] = []
         self._movies: dict[int, str] | None = None
 
     def contexts(self) -> Iterator[Context]:
         return limit(self._contexts(), self.settings.max_contexts, self.settings.max_questions)
 
     def _contexts(self) -> Iterator[Context]:
+        self.bad_records.clear()
         for competency in self.settings.competencies:
             path = self._file(FILES[competency])
-            with expecting(str(path), "a Parquet file of MemoryAgentBench"):
-                table = parquet.ParquetFile(path)
-                rows = (row for batch in table.iter_batches(1, columns=_COLUMNS) for row in batch.to_pylist())
-            for number, row in enumerate(rows):
-                where = f"{path}, row {number}"
-                with expecting(where, "a row of MemoryAgentBench"):
-                    name = row["metadata"]["source"]
-                    if self.settings.sources is not None and name not in self.settings.sources:
-                        continue
-                    source = source_named(name, where)
-                    context = self._context(f"{competency}/{number}", f"{competency}/{name}", source, row)
-                if source.metric == "recall_at_5":
-                    self._movie_names(name)
-                yield context
+            rows = parquet_rows(path, "a Parquet file of MemoryAgentBench", _COLUMNS)
+            make = partial(self._context, competency, path)
+            yield from usable(rows, make, f"{path}, row", "a row of MemoryAgentBench", self.bad_records)
 
-    def _context(self, context_id: str, category: str, source: Source, row: Mapping[str, Any]) -> Context:
-        questions = [
-            Question(
-                question_id=f"{context_id}/{index}",
-                cluster_id=context_id,
-                messages=[
-                    {"role": "system", "content": SYSTEM},
-                    {"role": "user", "content": source.ask(question)},
-                ],
-                references=answers,
-                category=category,
-                extra={"metric": source.metric},
-                max_new_tokens=source.max_new_tokens,
-                asked=question,
-            )
-            for index, (question, answers) in enumerate(zip(row["questions"], row["answers"], strict=True))
-        ]
-        chunks = cut_text(row["context"], self.settings.chunk_characters)
-        history = [{"role": "user", "content": source.intro + chunk} for chunk in chunks]
-        return Context(context_id, history, questions)
+    def _context(self, competency: str, path: Path, number: int, row: Mapping[str, Any]) -> Context | None:
+        name, context_id = text(row["metadata"]["source"], "source"), f"{competency}/{number}"
+        if self.settings.sources is not None and name not in self.settings.sources:
+            return None
+        source, category = source_named(name, f"{path}, row {number}"), f"{competency}/{name}"
+        if source.metric == "recall_at_5":
+            self._movie_names(name)
+        chunks = cut_text(text(row["context"], "context"), self.settings.chunk_characters)
+        questions = []
+        for index, pair in enumerate(zip(row["questions"], row["answers"], strict=True)):
+            question_id = f"{context_id}/{index}"
+            question = attempt(
+                lambda question_id=question_id, pair=pair: _question(question_id, category, source, *pair),
+                "question", context_id, "a question of MemoryAgentBench", self.bad_records, question_id,
+            )  # fmt: skip
+            questions += [question] if question else []
+        if not questions:
+            return None
+        return Context(context_id, [{"role": "user", "content": source.intro + chunk} for chunk in chunks], questions)
 
     def score(self, question: Question, prediction: str) -> dict[str, float]:
         metric = question.extra["metric"]
@@ -128,6 +118,26 @@ class MemoryAgentBench:
                     f"{where}: its answers are numbers of movies. Give the path of the benchmark's entity2id.json "
                     "as 'entities', or leave the source out with 'sources'."
                 )
-            with expecting(path, "MemoryAgentBench's {address: number} of movies"):
-                self._movies = movie_names(read_json(path))
+            entities = read_json(path, DOWNLOAD)
+            if not isinstance(entities, dict) or not all(isinstance(number, int) for number in entities.values()):
+                raise StageError(f"{path}: not MemoryAgentBench's {{address: number}} of movies. {AS_PUBLISHED}")
+            self._movies = movie_names(entities)
         return self._movies
+
+
+def _question(question_id: str, category: str, source: Source, asked: Any, answers: Any) -> Question:
+    if not isinstance(answers, list) or not answers:
+        raise ValueError("it has no list of answers")
+    return Question(
+        question_id=question_id,
+        cluster_id=question_id.rpartition("/")[0],
+        messages=[
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": source.ask(text(asked, "question"))},
+        ],
+        references=[reference(answer) for answer in answers],
+        category=category,
+        extra={"metric": source.metric},
+        max_new_tokens=source.max_new_tokens,
+        asked=asked,
+    )

@@ -9,7 +9,8 @@ from typing import Any
 from pipelines.benchmarks.answer_f1 import answer_f1
 from pipelines.benchmarks.base import Context, Question
 from pipelines.config.benchmarks import HeldOutSettings, QasperSettings
-from pipelines.data.shards import open_episodes
+from pipelines.data.documents import BadRecord
+from pipelines.data.shards import open_episodes, whole_chat
 from pipelines.errors import StageError
 
 
@@ -30,6 +31,7 @@ class Qasper:
 
     def __init__(self, name: str, settings: QasperSettings | HeldOutSettings, episodes: Path):
         self.name, self.version, self.episodes = name, str(settings.version), episodes
+        self.bad_records: list[BadRecord] = []  # the manifest of the episodes names them
 
     def contexts(self) -> Iterator[Context]:
         """One context per paper. Raises StageError where the episodes are missing, damaged or empty."""
@@ -65,6 +67,9 @@ class Qasper:
 
 
 def _context(row: dict[str, Any], questions: list[Question]) -> Context:
-    """What a row has written; a system message stands in its questions."""
-    history = [message for message in row["messages"] if message["role"] != "system"]
-    return Context(row["paper_id"], history, questions)
+    """What a row has written, as training writes it; a prompt has its system message and what is visible only once."""
+    written = row["messages"]
+    history = [message for message in whole_chat(row) if message["role"] != "system"]
+    visible = sum(message["role"] != "system" for message in row["prompt"])
+    history = history[: len(history) - visible]
+    return Context(row["paper_id"], history, questions, None if history == written else written)

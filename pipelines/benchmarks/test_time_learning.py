@@ -24,10 +24,12 @@ from typing import NamedTuple
 
 from pipelines.benchmarks.base import Context, Question
 from pipelines.benchmarks.chunks import cut_text
-from pipelines.benchmarks.files import expecting, read_json, read_text
 from pipelines.benchmarks.mab_scores import text_scores
 from pipelines.benchmarks.mab_sources import CLASSIFICATION, SYSTEM
+from pipelines.benchmarks.records import AS_PUBLISHED, DOWNLOAD, text, usable
 from pipelines.config.benchmarks import TtlSettings
+from pipelines.data.documents import BadRecord
+from pipelines.data.files import read_json, text_of
 from pipelines.errors import StageError
 
 
@@ -48,9 +50,11 @@ class TestTimeLearning:
 
     def __init__(self, name: str, settings: TtlSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings
+        self.bad_records: list[BadRecord] = []
 
     def contexts(self) -> Iterator[Context]:
-        train, test = _read(self.settings)
+        self.bad_records.clear()
+        train, test = _read(self.settings, self.bad_records)
         unknown = {example.label for example in test} - {example.label for example in train}
         if unknown:
             raise StageError(
@@ -115,44 +119,55 @@ def _endless(examples: list[Example], draw: random.Random) -> Iterator[Example]:
 # --- the data sets' files --------------------------------------------------------------------------
 
 
-def _read(settings: TtlSettings) -> tuple[list[Example], list[Example]]:
+def _read(settings: TtlSettings, bad: list[BadRecord]) -> tuple[list[Example], list[Example]]:
     if settings.dataset == "clinc150":
-        return _read_clinc150(settings.train_file)
+        return _read_clinc150(settings.train_file, bad)
     if settings.test_file is None:
         raise StageError(f"{settings.dataset}: test_file is missing; only clinc150 has all in one file.")
     if settings.dataset == "banking77":
-        return _read_banking77(settings.train_file), _read_banking77(settings.test_file)
+        return _read_banking77(settings.train_file, bad), _read_banking77(settings.test_file, bad)
     fine = settings.dataset == "trec_fine"
-    return _read_trec(settings.train_file, fine), _read_trec(settings.test_file, fine)
+    return _read_trec(settings.train_file, fine, bad), _read_trec(settings.test_file, fine, bad)
 
 
-def _read_banking77(path: str) -> list[Example]:
-    rows = csv.DictReader(read_text(path).splitlines(keepends=True))
-    with expecting(path, "banking77's CSV file with the columns text and category"):
-        examples = [Example(row["text"].strip(), row["category"].strip()) for row in rows]
-    return _some(examples, path)
+def _read_banking77(path: str, bad: list[BadRecord]) -> list[Example]:
+    rows = csv.DictReader(text_of(path, DOWNLOAD).splitlines(keepends=True))
+    if not {"text", "category"} <= set(rows.fieldnames or ()):
+        raise StageError(f"{path}: not banking77's CSV file with the columns text and category. {AS_PUBLISHED}")
+
+    def make(number: int, row: dict[str, str]) -> Example:
+        return _example(row["text"], row["category"])
+
+    return list(usable(rows, make, f"{path}, row", "a labelled text of banking77", bad))
 
 
-def _read_clinc150(path: str) -> tuple[list[Example], list[Example]]:
-    splits = read_json(path)
-    with expecting(path, "clinc150's data_full.json"):
-        train, test = (
-            [Example(text, label) for text, label in splits[name] + splits[f"oos_{name}"]] for name in ("train", "val")
-        )
-    return _some(train, path), _some(test, path)
+def _read_clinc150(path: str, bad: list[BadRecord]) -> tuple[list[Example], list[Example]]:
+    splits = read_json(path, DOWNLOAD)
+    names = ("train", "oos_train", "val", "oos_val")
+    if not isinstance(splits, dict) or not all(isinstance(splits.get(name), list) for name in names):
+        raise StageError(f"{path}: not clinc150's data_full.json with the lists {', '.join(names)}. {AS_PUBLISHED}")
+
+    def make(number: int, pair: list[str]) -> Example:
+        said, label = pair
+        return _example(said, label)
+
+    train, test = (
+        list(usable(splits[name] + splits[f"oos_{name}"], make, f"{path}, {name}", "a text and its label", bad))
+        for name in ("train", "val")
+    )
+    return train, test
 
 
-def _read_trec(path: str, fine: bool) -> list[Example]:
-    lines = [line for line in read_text(path, encoding="latin-1").splitlines() if line.strip()]
-    with expecting(path, "TREC's file of questions with their labels"):
-        labelled = [line.split(maxsplit=1) for line in lines]
-        examples = [Example(text, label if fine else label.split(":")[0]) for label, text in labelled]
-    if fine and not all(":" in example.label for example in examples):
-        raise StageError(f"{path}: it has no fine labels (CLASS:kind). Use TREC's train_5500.label and TREC_10.label.")
-    return _some(examples, path)
+def _read_trec(path: str, fine: bool, bad: list[BadRecord]) -> list[Example]:
+    def make(number: int, line: str) -> Example:
+        label, said = line.split(maxsplit=1)
+        if fine and ":" not in label:
+            raise ValueError("there are no fine labels (CLASS:kind); use TREC's train_5500.label and TREC_10.label")
+        return _example(said, label if fine else label.split(":")[0])
+
+    lines = [line for line in text_of(path, DOWNLOAD, "latin-1").splitlines() if line.strip()]
+    return list(usable(lines, make, f"{path}, line", "a question of TREC's with its label", bad))
 
 
-def _some(examples: list[Example], path: str) -> list[Example]:
-    if not examples:
-        raise StageError(f"{path}: there is no example in it. Download the file again.")
-    return examples
+def _example(said: object, label: object) -> Example:
+    return Example(text(said, "text").strip(), text(label, "label").strip())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
 
 from pipelines.errors import StageError
 
@@ -29,10 +33,10 @@ def contents(path: str | Path) -> bytes:
         raise OSError(f"the gzip file is damaged, {error}; fetch it again") from None
 
 
-def text_of(path: str | Path, expected: str) -> str:
+def text_of(path: str | Path, expected: str, encoding: str = "utf-8-sig") -> str:
     """The text of a file. Raises StageError, which says what was expected, where it can't be read."""
     try:
-        return contents(path).decode("utf-8-sig")
+        return contents(path).decode(encoding)
     except OSError as error:
         raise StageError(f"{path}: can't be read ({error.strerror or error}); {expected}") from None
     except UnicodeDecodeError as error:
@@ -42,6 +46,15 @@ def text_of(path: str | Path, expected: str) -> str:
 def read_json(path: str | Path, expected: str) -> Any:
     """What a JSON file holds. Raises StageError, with the position, where it can't be read or isn't JSON."""
     return parse_json(text_of(path, expected), path, expected)
+
+
+def parquet_rows(path: str | Path, form: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, with some of its columns or all. Raises StageError where it can't be read."""
+    try:
+        for batch in parquet.ParquetFile(io.BytesIO(contents(path))).iter_batches(16, columns=columns):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise StageError(f"{path}: not {form}, it can't be read as Parquet ({error})") from None
 
 
 def parse_json(text: str, path: str | Path, expected: str) -> Any:

@@ -116,7 +116,7 @@ class Examiner:
         """The context whose history each context's memory is written from; those without a history are left out."""
         if whose == "other":
             return swap_partners(self.contexts)
-        return {context.context_id: context.context_id for context in self.contexts if context.history}
+        return {context.context_id: context.context_id for context in self.contexts if context.to_write}
 
     def _unasked(self, condition: str, context: Context) -> list[Question]:
         return [q for q in context.questions if not self.log.has(condition, q.question_id)]
@@ -166,7 +166,7 @@ class Examiner:
         return memory
 
     def _encode_history(self, context: Context) -> tuple[list[EncodedMessages], int]:
-        pieces = self.encoder.history(context.history)
+        pieces = self.encoder.history(context.to_write)
         return pieces, max(len(piece.input_ids) for piece in pieces)
 
     def _ask_full(self, asked: Sequence[tuple[Context, list[Question]]]) -> None:
@@ -224,7 +224,7 @@ class Examiner:
         """
         group: list[tuple[Context, _Encoded]] = []
         longest = 0
-        for context in sorted(contexts, key=lambda c: sum(len(m["content"]) for m in c.history), reverse=True):
+        for context in sorted(contexts, key=lambda c: sum(len(m["content"]) for m in c.to_write), reverse=True):
             encoded, length = encode(context)
             longest = max(longest, length)
             if group and (len(group) == self.batch_size or (len(group) + 1) * longest > TOKENS_PER_PASS):

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from pipelines.benchmarks.base import Context, Question
+from pipelines.data.documents import BadRecord
 from pipelines.data.files import mended
 
 _WORDS = {
     "repeated": "more than once in the data, word for word; asked once",
     "renamed": "id of different records; all but the first get a number after theirs",
+    "lost": "left out",
     "mended": "half characters (lone surrogates) in the text; replaced by U+FFFD",
 }
 
@@ -26,17 +28,19 @@ class Intake:
         contexts: what is there twice, word for word, is there once; of different records with one id all but the first
             have a number after theirs.
         repeated, renamed: the ids of which this is true.
+        lost: the records that could not be used, each with the reason.
         mended: ids of contexts in whose text half a character (a lone surrogate) was replaced by U+FFFD.
     """
 
     contexts: list[Context] = field(default_factory=list)
     repeated: dict[str, None] = field(default_factory=dict)
     renamed: dict[str, None] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
     mended: dict[str, None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, contexts: Sequence[Context]) -> Intake:
-        found = cls()
+    def of(cls, contexts: Sequence[Context], bad_records: Sequence[BadRecord] = ()) -> Intake:
+        found = cls(lost=[f"{bad.question_id or bad.paper_id}: {bad.reason}" for bad in bad_records])
         read: dict[str, list[Context]] = {}
         context_ids: set[str] = set()
         question_ids: set[str] = set()
@@ -75,8 +79,8 @@ class Intake:
         return own
 
     def note(self) -> dict[str, list[str]]:
-        """{what was done: ids}, of what had to be done."""
-        done = {"repeated": self.repeated, "renamed": self.renamed, "mended": self.mended}
+        """{what was done: ids, or words}, of what had to be done."""
+        done = {"repeated": self.repeated, "renamed": self.renamed, "lost": self.lost, "mended": self.mended}
         return {what: list(ids) for what, ids in done.items() if ids}
 
 

@@ -23,7 +23,7 @@ def swap_partners(contexts: Sequence[Context]) -> dict[str, str]:
     Raises:
         StageError: all histories are of one document, so there is no other.
     """
-    ordered = sorted((c for c in contexts if c.history), key=lambda context: (_length(context), context.context_id))
+    ordered = sorted((c for c in contexts if c.to_write), key=lambda context: (_length(context), context.context_id))
     partner: dict[int, int] = {}
     waiting: list[int] = []  # always of one cluster
     for number, context in enumerate(ordered):
@@ -73,7 +73,7 @@ def _join_pair(number: int, ordered: Sequence[Context], partner: dict[int, int])
 
 
 def _length(context: Context) -> int:
-    return sum(len(message["content"]) for message in context.history)
+    return sum(len(message["content"]) for message in context.to_write)
 
 
 def _cluster(context: Context) -> str:

@@ -156,7 +156,7 @@ def _records(settings: LmEvalSettings, samples: list[Mapping[str, Any]], lm: Del
                 "nll": None,
                 **dict.fromkeys(settings.metrics),
                 "prediction": _answer(sample),
-                "references": [str(sample["target"])],
+                "references": _references(sample["target"]),
                 "left_out": int(any(arguments[0] in lm.shortened for arguments in sample["arguments"])),
             },
         )
@@ -171,6 +171,12 @@ def _records(settings: LmEvalSettings, samples: list[Mapping[str, Any]], lm: Del
             f"{settings.task}: no question has the score {missing[0]!r}. The task's are {'; '.join(known)}."
         )
     return list(records.values())
+
+
+def _references(target: Any) -> list[str]:
+    """The accepted answers: a sample has one, several or none."""
+    several = target if isinstance(target, list | tuple) else [target]
+    return [str(one) for one in several if one is not None]
 
 
 def _answer(sample: Mapping[str, Any]) -> str:

@@ -141,13 +141,15 @@ def test_damaged_records_are_kept_and_named_and_repeated_ones_asked_once(prepare
         }
 
     data = tmp_path / "hotpotqa.json"
-    data.write_text(json.dumps([record("cat"), record("dog"), record("cat"), {**record("fox \ud83d"), "_id": "5a8c"}]))
+    records = [record("cat"), record("dog"), record("cat"), {**record("fox \ud83d"), "_id": "5a8c"}, record(None)]
+    data.write_text(json.dumps(records))
     entry = {"kind": "hotpotqa", "version": 1, "file": str(data)}
     settings = json.loads(prepared.to_json()) | {"benchmarks": {"hotpotqa": entry}}
     settings["register"]["champion_metric"] = "hotpotqa/memory_effect_nll"
     result = evaluate(resolve_config(settings, "test"), *CELL, "hotpotqa")
     assert result["conditions"]["state"]["nll"]["n"] == 3
-    assert result["records"] == {"repeated": ["5a8b"], "renamed": ["5a8b"], "mended": ["5a8c"]}
+    lost = f"{data}, question 4: not a HotpotQA question (its answer is null, not text)"
+    assert result["records"] == {"repeated": ["5a8b"], "renamed": ["5a8b"], "lost": [lost], "mended": ["5a8c"]}
     assert "hotpotqa: 5a8b: more than once in the data" in capsys.readouterr().out
 
 

@@ -7,19 +7,15 @@ has one; a content may be a list of text parts, as OpenAI's requests have them.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import parquet
-
 from deltamem.chat.messages import Message
 from pipelines.config.data import ChatSource
 from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, hold_out, read_files
-from pipelines.data.files import contents, from_hub, kind_of, mended, parse_json, parse_json_lines, text_of
+from pipelines.data.files import from_hub, kind_of, mended, parquet_rows, parse_json, parse_json_lines, text_of
 from pipelines.errors import StageError
 
 EXPECTED = "records with 'messages' (each with role and content), or with 'prompt' and 'response'"
@@ -69,19 +65,12 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
     if _ENDINGS[ending] == "lines":
         return parse_json_lines(text_of(path, expected))
     if _ENDINGS[ending] == "parquet":
-        return enumerate(_parquet_rows(path), start=1)
+        return enumerate(parquet_rows(path, f"a file of {EXPECTED}"), start=1)
     text = text_of(path, expected)
     content = parse_json(text, path, f"{expected} in one array; a file with a record a line is named .jsonl")
     if not isinstance(content, list):
         raise StageError(f"{path}: the file holds {kind_of(content)}; expected an array of {EXPECTED}")
     return enumerate(content, start=1)
-
-
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return parquet.read_table(io.BytesIO(contents(path))).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise StageError(f"{path}: can't be read as Parquet ({error}); expected {EXPECTED}") from None
 
 
 def _documents(

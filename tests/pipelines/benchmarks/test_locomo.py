@@ -115,7 +115,7 @@ def test_category_5_is_left_out_unless_asked_for_and_limits_hold(made_up):
 
 
 @pytest.mark.parametrize(
-    "text, said", [("{", "not valid JSON"), ('[{"qa": []}]', "conversation 0: not a LoCoMo conversation")]
+    "text, said", [("{", "not JSON"), ('[{"qa": []}]', "conversation 0: not a LoCoMo conversation")]
 )
 def test_a_file_that_is_not_locomo_is_named(tmp_path, text, said):
     path = tmp_path / "other.json"
@@ -126,7 +126,7 @@ def test_a_file_that_is_not_locomo_is_named(tmp_path, text, said):
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(StageError, match="can't read this file.*Download"):
+    with pytest.raises(StageError, match="can't be read.*Download"):
         list(benchmark(tmp_path / "none.json").contexts())
 
 

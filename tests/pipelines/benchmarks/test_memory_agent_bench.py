@@ -376,7 +376,7 @@ def test_files_that_do_not_go_together_are_named(banking, tmp_path):
     with pytest.raises(StageError, match="train.csv: not banking77's"):
         list(ttl(**banking).contexts())
     (tmp_path / "train.csv").write_text("text,category\n")
-    with pytest.raises(StageError, match="no example in it"):
+    with pytest.raises(StageError, match="no record in it"):
         list(ttl(**banking).contexts())
 
 
