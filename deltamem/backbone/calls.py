@@ -100,7 +100,7 @@ def need_segments(config: DeltaMemConfig, segment_ids: Tensor | None, write: boo
 
 
 def check_memory(memory: DeltaMemory, layers: MemoryLayers, batch: int) -> None:
-    """A memory is this adapter's and this batch's, in float32, where the layers are.
+    """A memory is this adapter's and this batch's, in float32 (or wider), where the layers are.
 
     Args:
         layers: the adapter's :class:`deltamem.layer.DeltaMemLayer`, by their numbers as text.
@@ -124,7 +124,7 @@ def check_memory(memory: DeltaMemory, layers: MemoryLayers, batch: int) -> None:
             raise MemoryMismatchError(
                 f"the memory's states are {tuple(state.shape)}, this adapter and batch need {expected}"
             )
-        if state.dtype != torch.float32 or state.device != device:
+        if state.dtype not in (torch.float32, torch.float64) or state.device != device:
             raise MemoryMismatchError(
                 f"the memory's states are {state.dtype} on {state.device}, this adapter needs torch.float32 on "
                 f"{device}; memory.to({str(device)!r}) moves it"

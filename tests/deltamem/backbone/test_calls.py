@@ -159,7 +159,7 @@ def test_a_cache_named_in_a_generation_config_is_the_one_used(model):
 
 def test_a_memory_is_float32_where_the_layers_are(model):
     memory = model.new_memory(1)
-    for other in (torch.float64, torch.bfloat16):
+    for other in (torch.float16, torch.bfloat16):
         states = {i: state.to(other) for i, state in memory.states.items()}
         with pytest.raises(MemoryMismatchError, match="this adapter needs torch.float32 on cpu"):
             model(IDS, memory=type(memory)(states))
