@@ -15,6 +15,15 @@ HELLO = [{"role": "user", "content": "hello"}]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
 SMALL = {"model": "tiny", "max_tokens": 8, "temperature": 0}
 BODIES = {
+    # as langchain-openai and litellm send them (recorded); the others after their programs' sources and documentation
+    "langchain, streamed": {
+        "model": "tiny", "stream": True, "messages": HELLO, "max_completion_tokens": 8, "presence_penalty": 0, "seed": 3,
+        "temperature": 0.0, "top_p": 0.9,
+    },
+    "litellm, streamed": {
+        **SMALL, "messages": HELLO, "n": 1, "logit_bias": {}, "response_format": {"type": "text"}, "stream": True,
+        "stream_options": {"include_usage": True},
+    },
     "open-webui": {
         **SMALL, "messages": HELLO, "stream": True, "stream_options": {"include_usage": True}, "top_p": 0.9, "seed": 0,
         "frequency_penalty": 0, "presence_penalty": 0, "stop": [], "logit_bias": {}, "tools": [],
