@@ -17,8 +17,8 @@ SMALL = {"model": "tiny", "max_tokens": 8, "temperature": 0}
 BODIES = {
     # as langchain-openai and litellm send them (recorded); the others after their programs' sources and documentation
     "langchain, streamed": {
-        "model": "tiny", "stream": True, "messages": HELLO, "max_completion_tokens": 8, "presence_penalty": 0, "seed": 3,
-        "temperature": 0.0, "top_p": 0.9,
+        "model": "tiny", "stream": True, "messages": HELLO, "max_completion_tokens": 8, "presence_penalty": 0,
+        "seed": 3, "temperature": 0.0, "top_p": 0.9,
     },
     "litellm, streamed": {
         **SMALL, "messages": HELLO, "n": 1, "logit_bias": {}, "response_format": {"type": "text"}, "stream": True,
