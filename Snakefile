@@ -36,7 +36,7 @@ onstart:
 
 
 onsuccess:
-    print(f"\nDone. The report is {LAYOUT.report_page}")
+    print(explain_success())
 
 
 onerror:

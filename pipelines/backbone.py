@@ -15,7 +15,7 @@ import typer
 
 from pipelines.backbones.prepared import RECORD, backbone_record, content_digest, load_tokenizer
 from pipelines.backbones.sources import fetch
-from pipelines.config import load_config
+from pipelines.config import config_hash, load_config
 from pipelines.config.backbones import Backbone
 from pipelines.errors import StageError, run_stage
 from pipelines.run.files import replacing, write_record
@@ -41,7 +41,7 @@ def prepare_backbone(name: str, spec: Backbone, folder: Path) -> dict[str, Any]:
 def _is_complete(folder: Path, spec: Backbone) -> bool:
     try:
         record = backbone_record(folder)
-        return record["source"] == spec.model_dump(mode="json") and record["digest"] == content_digest(folder)
+        return record["source"] == _source(spec) and record["digest"] == _digest(folder, spec)
     except (StageError, ValueError, KeyError):  # a damaged folder is made anew
         return False
 
@@ -51,13 +51,24 @@ def _fill(folder: Path, name: str, spec: Backbone) -> dict[str, Any]:
     load_tokenizer(folder)
     record = {
         "name": name,
-        "source": spec.model_dump(mode="json"),
-        "digest": content_digest(folder),
+        "source": _source(spec),
+        "digest": _digest(folder, spec),
         "revision": revision,
-        "provenance": provenance(spec),
+        "provenance": provenance(_source(spec)),
     }
     write_record(folder / RECORD, record)
     return record
+
+
+def _source(spec: Backbone) -> dict[str, Any]:
+    """What of an entry decides the folder and how it is loaded: all but what it changes of training."""
+    return spec.model_dump(mode="json", exclude={"train"})
+
+
+def _digest(folder: Path, spec: Backbone) -> str:
+    """Of the files; of a backbone that is quantised when it is loaded, of how, too."""
+    files = content_digest(folder)
+    return config_hash([files, spec.quantization]) if spec.quantization else files
 
 
 @app.command()

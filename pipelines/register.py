@@ -23,7 +23,7 @@ from rich.console import Console
 from pipelines.config import load_config
 from pipelines.errors import run_stage
 from pipelines.registry.registration import CHAMPION, choose_champion, register_cell
-from pipelines.registry.store import tracking_uri
+from pipelines.run.layout import Layout
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -41,7 +41,7 @@ def cell(
     """Registers the adapter of one cell with its evaluations."""
     settings = load_config(config)
     record = register_cell(settings, backbone, strategy, seed)
-    console.print(f"{record['name']} version {record['version']} in {tracking_uri(settings)}", soft_wrap=True)
+    console.print(f"{record['name']} version {record['version']} in {Layout(settings).store}", soft_wrap=True)
     if record["no_champion"]:
         console.print(f"it can't be champion: {record['no_champion']}", soft_wrap=True)
 

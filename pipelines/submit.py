@@ -14,6 +14,7 @@ import asyncio
 import shlex
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -34,19 +35,32 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def submit(client: JobSubmissionClient, configfile: Path, gpus: int, options: list[str]) -> str:
-    """Submits the run and returns the job's id. Raises StageError when the configuration is wrong."""
+    """Submits the run and returns the job's id; a run that is a job already gets no second one.
+
+    Raises StageError when the configuration is wrong.
+    """
     load_config(configfile)
     command = [sys.executable, "-m", "snakemake", *options, "--configfile", str(configfile.resolve())]
     # in a job, Ray refuses to start a cluster of its own for the training workers
     command += ["--config", "train={ray_address: auto}"]
     entrypoint = f"cd {shlex.quote(str(PROJECT_ROOT))} && {shlex.join(command)}"
+    for job in client.list_jobs():
+        if job and job.entrypoint == entrypoint and not job.status.is_terminal():
+            console.print(f"this run is job {job.submission_id} already")
+            return str(job.submission_id)
+    job_id = f"deltamem-{uuid.uuid4().hex[:12]}"  # one for all tries: one that seemed to fail may have got through
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:
             return client.submit_job(
-                entrypoint=entrypoint, entrypoint_num_gpus=gpus, metadata={"config": str(configfile)}
+                submission_id=job_id,
+                entrypoint=entrypoint,
+                entrypoint_num_gpus=gpus,
+                metadata={"config": str(configfile)},
             )
         except RuntimeError as error:
+            if f"{job_id} already exists" in str(error):
+                return job_id
             # a head that has only just started answers before it can take jobs
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
@@ -95,7 +109,7 @@ def main(
     client = connect(address)
     try:
         job_id = submit(client, configfile, gpus, options or [])
-        console.print(f"submitted {job_id}; `ray job stop --address {address} {job_id}` ends it")
+        console.print(f"following {job_id}; `ray job stop --address {address} {job_id}` ends it")
         follow(client, job_id)
     except RequestException as error:
         raise StageError(f"lost the Ray job server at {address}: {error}") from error

@@ -16,9 +16,10 @@ import typer
 from rich.console import Console
 
 from pipelines.backbones.prepared import backbone_digest
-from pipelines.config import Config, config_hash, load_config
+from pipelines.config import Cell, Config, config_hash, load_config
 from pipelines.data.shards import read_manifest
-from pipelines.errors import run_stage
+from pipelines.errors import StageError, run_stage
+from pipelines.registry.trained_cell import training_parameters
 from pipelines.run import parts
 from pipelines.run.files import replacing, room_to_write, write_record
 from pipelines.run.layout import Layout
@@ -26,10 +27,14 @@ from pipelines.run.provenance import provenance
 from pipelines.strategies.kinds import KINDS, recipe_of
 from pipelines.training import checkpoint
 from pipelines.training.curve import Watcher
+from pipelines.training.forecast import Forecast
 from pipelines.training.ray_cluster import run_workers, started_ray
 from pipelines.training.recipe import Recipe
 from pipelines.training.task import WorkerTask
+from pipelines.training.trackers import Tracker, make_tracker
+from pipelines.training.warm_start import WarmStart
 
+console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -53,29 +58,26 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
     cell, layout = config.cell(backbone, strategy, seed), Layout(config)
     recipe = recipe_of(config, cell)
     episodes, notes = recipe.episodes()
-    steps = recipe.schedule(episodes, cell.train.num_workers).steps
+    schedule = recipe.schedule(episodes, cell.train.num_workers)
     if too_long := notes.get("prompts_beyond_the_window", {}).get("count"):
-        Console(stderr=True).print(
+        console.print(
             f"{strategy}: the prompts of {too_long} episodes are longer than the backbone's window "
             f"(data.overlong: {config.data.overlong})"
         )
-    part = parts.train(config, backbone, strategy, seed)
-    inputs = {
-        "config": config_hash(part),
-        "data": config_hash(read_manifest(layout.data(backbone, "train"))["shards"]),
-        "backbone": backbone_digest(layout.backbone(backbone)),
-    }
+    start = WarmStart.find(recipe, layout.store)
+    console.print(f"{_title(cell)}: {Forecast.of(recipe, schedule)}")
+    inputs = _inputs(config, cell, start)
     state = layout.train_state(backbone, strategy, seed).resolve()
     run_folder = state / f"run-{config_hash({**inputs, **notes})[:12]}"
     _drop_other_runs(state, run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with room_to_write(run_folder):
-        saved = _run(config, recipe, run_folder, steps)
+        saved = _run(config, recipe, start, run_folder, schedule.steps)
         record = checkpoint.record(saved) | {
             "backbone": backbone, "strategy": strategy, "seed": seed, "inputs": inputs,
             "workers": cell.train.num_workers, "wall_seconds": time.perf_counter() - began,
-            "provenance": provenance(part), **notes,
+            "provenance": provenance(parts.train(config, backbone, strategy, seed)), **notes,
         }  # fmt: skip
     folder = layout.adapter(backbone, strategy, seed)
     _write_adapter(folder, saved, run_folder, recipe, record)
@@ -83,20 +85,51 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
     return folder
 
 
-def _run(config: Config, recipe: Recipe, run_folder: Path, steps: int) -> Path:
+def _run(config: Config, recipe: Recipe, start: WarmStart | None, run_folder: Path, steps: int) -> Path:
     """Run the workers to the end, and show how far they are; returns the folder of the last checkpoint."""
-    cell, results = recipe.cell, Layout(config).results.resolve()
+    cell, layout = recipe.cell, Layout(config)
+    key = cell.backbone_name, cell.strategy_name, cell.seed
     task = WorkerTask(
-        config.model_copy(update={"results_dir": str(results)}).to_json(),
+        config.model_copy(update={"results_dir": str(layout.results.resolve())}).to_json(),
         cast(str, KINDS[cell.strategy.kind].recipe),
-        cell.backbone_name,
-        cell.strategy_name,
-        cell.seed,
-        str(_curve(run_folder)),
+        *key,
+        curve=str(_curve(run_folder)),
+        trace=str(layout.trace(*key).resolve()),
+        init_adapter=str(start.copy_to(run_folder / "init_adapter")) if start else None,
     )
-    title = f"{cell.strategy_name} on {cell.backbone_name}, seed {cell.seed}"
-    with started_ray(cell.train), Watcher(_curve(run_folder), title, steps):
+    with started_ray(cell.train), Watcher(_curve(run_folder), _title(cell), steps, _trackers(config, cell)):
         return run_workers(task, cell.train, run_folder)
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.strategy_name} on {cell.backbone_name}, seed {cell.seed}"
+
+
+def _inputs(config: Config, cell: Cell, start: WarmStart | None) -> dict[str, str]:
+    """Digests of all that decides the adapter."""
+    layout, backbone = Layout(config), cell.backbone_name
+    inputs = {
+        "config": config_hash(parts.train(config, backbone, cell.strategy_name, cell.seed)),
+        "data": config_hash(read_manifest(layout.data(backbone, "train"))["shards"]),
+        "backbone": backbone_digest(layout.backbone(backbone)),
+    }
+    return inputs | ({"init_adapter": start.digest} if start else {})
+
+
+def _trackers(config: Config, cell: Cell) -> list[Tracker]:
+    """Where the curve is sent. A store that can't be used costs the live view, and not the training."""
+    key = cell.backbone_name, cell.strategy_name, cell.seed
+    folder, settings = Layout(config).tracker(*key), training_parameters(config, *key)
+    tracker = make_tracker(cell.train.tracker, _title(cell), settings, folder)
+    trackers = [tracker] if tracker else []
+    if config.registry.live:
+        from pipelines.registry.live import LiveRun  # with MLflow, which takes seconds
+
+        try:
+            trackers.append(LiveRun(config, *key))
+        except StageError as error:
+            console.print(f"this training isn't shown while it runs: {error}")
+    return trackers
 
 
 def _write_adapter(folder: Path, saved: Path, run_folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:

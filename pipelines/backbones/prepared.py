@@ -12,6 +12,7 @@ import psutil
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import is_flash_attn_2_available
 
 from pipelines.errors import StageError
@@ -29,14 +30,17 @@ def load_backbone(
     """Loads a prepared backbone in eval mode, with its tokenizer (which always has a padding token).
 
     `dtype` and `attn_implementation` default to what the configuration said, `device` to the CPU.
-    FlashAttention falls back to sdpa where it is missing or can't run. Raises StageError when the folder is
-    incomplete or damaged, when there is no such device, or when the weights don't fit on it.
+    FlashAttention falls back to sdpa where it is missing or can't run. A backbone whose entry has a quantization is
+    quantised by transformers on its way to the device. Raises StageError when the folder is incomplete or damaged,
+    when there is no such device, when the weights don't fit on it, or when they can't be quantised that way.
     """
     folder, device = Path(folder), torch.device(device or "cpu")
     spec = backbone_record(folder)["source"]
     dtype = dtype or spec["dtype"]
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    _check_room(folder, dtype, device)
+    quantization = _quantization(folder.name, spec.get("quantization"), device)
+    if not quantization:  # how much the quantised weights take only the method knows
+        _check_room(folder, dtype, device)
     attention = _attention(attn_implementation or spec["attn_implementation"], dtype, device)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -50,10 +54,24 @@ def load_backbone(
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
+            **quantization,
         )
     except (OSError, SafetensorError) as error:
         raise StageError(_damaged(folder, error)) from error
-    return model.to(device).eval(), load_tokenizer(folder)
+    return (model if quantization else model.to(device)).eval(), load_tokenizer(folder)
+
+
+def _quantization(name: str, settings: dict[str, Any] | None, device: torch.device) -> dict[str, Any]:
+    """What transformers is told to quantise a backbone on its way to the device."""
+    if settings is None:
+        return {}
+    try:
+        return {"quantization_config": AutoQuantizationConfig.from_dict(dict(settings)), "device_map": {"": device}}
+    except (ImportError, ValueError, TypeError, KeyError, AssertionError) as error:
+        raise StageError(
+            f"backbones.{name}.quantization: transformers can't use it ({type(error).__name__}: {error}); see its "
+            "documentation on quantization_config, and install the package that the method needs"
+        ) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

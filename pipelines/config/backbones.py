@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from pipelines.config.types import Section
 
@@ -14,6 +14,26 @@ class _Backbone(Section):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
         "sdpa", description="flash_attention_2 falls back to sdpa where the package is missing"
     )
+    quantization: dict[str, Any] | None = Field(
+        None,
+        description="how its weights are quantised when it is loaded: a quantization_config of transformers with its "
+        "quant_method, such as {quant_method: torchao, quant_type: {…}} or {quant_method: bitsandbytes, …}",
+    )
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="keys of the train section that differ on this backbone"
+    )
+
+    @field_validator("quantization")
+    @classmethod
+    def _names_its_method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and "quant_method" not in value:
+            raise ValueError("expected a quant_method among the keys, such as torchao or bitsandbytes")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # entries that don't have these keys keep the hashes they had before there were any
+        return {key: value for key, value in handler(self).items() if value or key not in ("quantization", "train")}
 
 
 class HubBackbone(_Backbone):

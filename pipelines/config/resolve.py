@@ -66,8 +66,9 @@ class Config(Section):
         chosen = self.entry("strategies", strategy)
         if not chosen.trained:
             raise RunConfigError(f"strategies: {strategy!r} ({chosen.kind}) has nothing to train")
-        train = Train.model_validate({**self.train.model_dump(), **chosen.train})
-        return Cell(backbone, self.entry("backbones", backbone), strategy, chosen, seed, train)
+        frozen = self.entry("backbones", backbone)
+        train = Train.model_validate({**self.train.model_dump(), **frozen.train, **chosen.train})
+        return Cell(backbone, frozen, strategy, chosen, seed, train)
 
     def entry(self, kind: str, name: str) -> Any:
         """The backbone, strategy or benchmark of that name, or a RunConfigError that lists the known ones."""
@@ -105,6 +106,9 @@ def resolve_config(mapping: Mapping[str, Any], where: str) -> Config:
         config = Config.model_validate(merged)
     except ValidationError as error:
         raise RunConfigError(describe(error, Config, where, files)) from None
+    for kind in ("backbones", "strategies"):
+        for name, entry in getattr(config, kind).items():
+            _check_train(config, entry.train, files.get((kind, name), where), (kind, name, "train"))
     for name, strategy in config.strategies.items():
         _check_strategy(config, name, strategy, files.get(("strategies", name), where))
     benchmark = config.registry.champion_metric.split("/")[0]
@@ -114,14 +118,19 @@ def resolve_config(mapping: Mapping[str, Any], where: str) -> Config:
     return config
 
 
+def _check_train(config: Config, changes: Mapping[str, Any], where: str, path: tuple[str, ...]) -> None:
+    """Raises RunConfigError where an entry's changes of the train section make none."""
+    try:
+        Train.model_validate({**config.train.model_dump(), **changes})
+    except ValidationError as error:
+        raise RunConfigError(describe(error, Train, where, {}, path)) from None
+
+
 def _check_strategy(config: Config, name: str, strategy: Strategy, where: str) -> None:
     if name == FROZEN:
         raise RunConfigError(f"{where}: strategies.{name}: this name is kept for the frozen backbone; rename it")
-    prefix = ("strategies", name)
-    try:
-        Train.model_validate({**config.train.model_dump(), **strategy.train})
-    except ValidationError as error:
-        raise RunConfigError(describe(error, Train, where, {}, (*prefix, "train"))) from None
+    for backbone in config.backbones.values():
+        _check_train(config, {**backbone.train, **strategy.train}, where, ("strategies", name, "train"))
     if not isinstance(strategy, DeltaStrategy):
         return
     try:

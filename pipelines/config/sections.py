@@ -30,6 +30,11 @@ class Train(Section):
     )
     warmup_ratio: Number = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises from zero")
     weight_decay: Number = Field(0.0, ge=0, description="of AdamW")
+    init_adapter: str | None = Field(
+        None,
+        description="adapter to start from: a folder, a Hub id or models:/NAME@ALIAS; null: a new one. Its kind, rank, "
+        "states and steered heads must be those of the strategy",
+    )
     gradient_clipping: Number = Field(1.0, gt=0, description="norm to which a step's gradient is cut")
     write_penalty: Number = Field(
         0.01, ge=0, description="weight w of the penalty w · mean over layers of (mean write gate − write_target)²"
@@ -43,6 +48,12 @@ class Train(Section):
         description="steps between two looks at what the right paper's memory is worth (in the curve; only where a "
         "worker's share of a step is of several papers); 0: never",
     )
+    validate_every: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="steps between two validations on held-out episodes, by source, in the curve; 0: never. It changes "
+        "nothing of the adapter, and trains none again",
+    )
+    validation_questions: Count = Field(64, description="questions of each source in a validation, at most")
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         "none",
         description="what the backward pass computes again to save memory: nothing, all but matrix products and "
@@ -69,6 +80,12 @@ class Train(Section):
         3, description="failures after which a training ends; each before goes on from the last checkpoint"
     )
     checkpoint_every: Count = Field(10, description="optimiser steps between checkpoints")
+    profile_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps, after two to warm up, of which the first worker writes a profiler's trace to profiles/"
+    )
+    tracker: Literal["none", "tensorboard", "wandb"] = Field(
+        "none", description="where the curve is sent as it grows, besides MLflow; its package has to be installed"
+    )
     ray_address: str | None = Field(None, description="address of a Ray cluster; null starts one on this machine")
 
     @model_validator(mode="after")
@@ -103,6 +120,9 @@ class Register(Section):
 
     tracking_uri: str | None = Field(None, description="MLflow store; null is sqlite in results_dir")
     experiment: str | None = Field(None, description="MLflow experiment; null is the configuration's name")
+    live: bool = Field(
+        True, description="show training curves in MLflow while they grow, and not only once adapters are registered"
+    )
     champion_metric: str = Field(
         "qasper/memory_effect_nll", description="BENCHMARK/EFFECT or BENCHMARK/CONDITION/METRIC"
     )

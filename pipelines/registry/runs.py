@@ -11,6 +11,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
+from pipelines.registry.live import drop_live_runs
 from pipelines.registry.model_folder import ADAPTER_FILES, write_model_folder
 from pipelines.registry.trained_cell import TrainedCell
 
@@ -58,6 +59,7 @@ def _finished_run(client: MlflowClient, experiment: str, cell: TrainedCell) -> s
 
 
 def _new_run(client: MlflowClient, experiment: str, cell: TrainedCell) -> str:
+    drop_live_runs(client, experiment, {name: cell.tags[name] for name in ("config", "backbone", "strategy", "seed")})
     name = f"{cell.backbone}-{cell.strategy}-seed{cell.seed}"
     run_id = client.create_run(experiment, run_name=name, tags=cell.tags).info.run_id
     params = [Param(*setting) for setting in cell.parameters().items()]

@@ -17,10 +17,6 @@ from pipelines.run.layout import Layout
 LOCK_SECONDS = 600
 
 
-def tracking_uri(config: Config) -> str:
-    return config.registry.tracking_uri or Layout(config).default_store
-
-
 @contextlib.contextmanager
 def open_store(config: Config) -> Generator[MlflowClient]:
     """A client of the store that the configuration names, held by one registering job at a time.
@@ -29,8 +25,8 @@ def open_store(config: Config) -> Generator[MlflowClient]:
     chosen by comparing with what other jobs have registered. Raises StageError, naming the store, when it is
     locked, unreachable or refuses.
     """
-    uri = tracking_uri(config)
-    results = Layout(config).results
+    layout = Layout(config)
+    uri, results = layout.store, layout.results
     results.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(results / "mlflow.lock", timeout=LOCK_SECONDS):
@@ -52,11 +48,11 @@ def experiment_id(client: MlflowClient, config: Config) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         beside = (Layout(config).results / "mlflow_artifacts" / name).resolve()
-        local = tracking_uri(config).startswith("sqlite:")
+        local = Layout(config).store.startswith("sqlite:")
         return client.create_experiment(name, artifact_location=beside.as_uri() if local else None)
     if found.lifecycle_stage != "active":
         raise StageError(
-            f"MLflow store {tracking_uri(config)}: experiment {name!r} was deleted. Restore it "
+            f"MLflow store {Layout(config).store}: experiment {name!r} was deleted. Restore it "
             "(mlflow experiments restore) or name another one under register.experiment."
         )
     return found.experiment_id

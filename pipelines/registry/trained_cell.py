@@ -74,11 +74,7 @@ class TrainedCell:
 
     def parameters(self) -> dict[str, str]:
         """The settings of its training."""
-        part = parts.train(self.config, *self.key)
-        adapter = dict(part["strategy"])
-        adapter |= adapter.pop("adapter", {})  # δ-mem's fields stand in a mapping of their own
-        settings = {"seed": self.seed, **part["train"], **{f"adapter.{key}": value for key, value in adapter.items()}}
-        return {key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in settings.items()}
+        return training_parameters(self.config, *self.key)
 
     def training_metrics(self) -> dict[str, float]:
         """What the training ended with."""
@@ -91,6 +87,15 @@ class TrainedCell:
             for row in csv.DictReader(file):
                 step = int(row.pop("step"))
                 yield from ((step, f"curve/{name}", float(value)) for name, value in row.items() if value)
+
+
+def training_parameters(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, str]:
+    """The settings of a cell's training as texts, those of its adapter under ``adapter.``."""
+    part = parts.train(config, backbone, strategy, seed)
+    adapter = dict(part["strategy"])
+    adapter |= adapter.pop("adapter", {})  # δ-mem's fields stand in a mapping of their own
+    settings = {"seed": seed, **part["train"], **{f"adapter.{key}": value for key, value in adapter.items()}}
+    return {key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in settings.items()}
 
 
 def adapter_digest(folder: Path) -> str:

@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipelines.config import Config
 from pipelines.config.conditions import CONDITIONS
-from pipelines.registry.store import tracking_uri
 from pipelines.reporting.charts import INK
 from pipelines.reporting.costs import cost_tables, training_table
 from pipelines.reporting.gather import Results
@@ -22,6 +21,7 @@ from pipelines.reporting.sources import backbone_loading, backbone_source, data_
 from pipelines.reporting.tables import Table
 from pipelines.reporting.validation import validation_table
 from pipelines.run import parts
+from pipelines.run.layout import Layout
 from pipelines.run.provenance import provenance
 
 DARK_INK = "#dfe5ec"
@@ -97,7 +97,7 @@ def render(config: Config, results: Results, contents: Contents, plots: Mapping[
         samples=[(*key, list(questions)) for key, questions in samples],
         failed=[job for job in results.unfinished if job.state == "failed"],
         waiting=[job for job in results.unfinished if job.state == "waiting"],
-        store=tracking_uri(config),
+        store=Layout(config).store,
         provenance=provenance(parts.report(config)),
         settings=config.to_json(),
     )

@@ -16,6 +16,7 @@ class Layout:
     def __init__(self, config: Config) -> None:
         self.results = Path(config.results_dir)
         self.root = self.results / config.name
+        self._tracking_uri = config.registry.tracking_uri
 
     @property
     def resolved_config(self) -> Path:
@@ -46,6 +47,14 @@ class Layout:
     def curve(self, backbone: str, strategy: str, seed: int | str) -> Path:
         return self.adapter(backbone, strategy, seed) / "curve.csv"
 
+    def trace(self, backbone: str, strategy: str, seed: int | str) -> Path:
+        """The profiler's trace of a training."""
+        return self.root / "profiles" / self._cell(backbone, strategy, seed) / "trace.json"
+
+    def tracker(self, backbone: str, strategy: str, seed: int | str) -> Path:
+        """Folder of a tracker's own files on a training."""
+        return self.root / "tracking" / self._cell(backbone, strategy, seed)
+
     def train_state(self, backbone: str, strategy: str, seed: int | str) -> Path:
         """Folder of checkpoints; no rule declares it as output, so that an interrupted run finds it again."""
         return self.root / "train_state" / self._cell(backbone, strategy, seed)
@@ -75,9 +84,9 @@ class Layout:
         return self.root.joinpath("logs", stage, *cell[:-1], f"{cell[-1]}.log" if cell else f"{stage}.log")
 
     @property
-    def default_store(self) -> str:
-        """MLflow tracking URI used when the configuration names none: one store for all configurations."""
-        return f"sqlite:///{self.results.resolve() / 'mlflow.db'}"
+    def store(self) -> str:
+        """MLflow tracking URI; where the configuration names none, one store for all configurations."""
+        return self._tracking_uri or f"sqlite:///{self.results.resolve() / 'mlflow.db'}"
 
     @staticmethod
     def _cell(backbone: str, strategy: str, seed: int | str) -> Path:

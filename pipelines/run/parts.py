@@ -13,12 +13,23 @@ from pydantic import BaseModel
 from pipelines.config import FROZEN, Config
 
 _HOW_PREPROCESS = {"processes"}
-_HOW_TRAIN = {"max_failures", "checkpoint_every", "cpus_per_worker", "gpus_per_worker", "ray_address"}
+_HOW_TRAIN = {
+    "max_failures",
+    "checkpoint_every",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "ray_address",
+    # these watch the training, and change nothing of the adapter
+    "validate_every",
+    "validation_questions",
+    "profile_steps",
+    "tracker",
+}
 _HOW_EVALUATE = {"gpus"}
 
 
 def backbone(config: Config, name: str) -> dict[str, Any]:
-    return {"name": name, "backbone": _plain(config.entry("backbones", name))}
+    return {"name": name, "backbone": _plain(config.entry("backbones", name), {"train"})}
 
 
 def preprocess(config: Config) -> dict[str, Any]:
@@ -30,9 +41,10 @@ def preprocess(config: Config) -> dict[str, Any]:
 
 def train(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, Any]:
     cell = config.cell(backbone, strategy, seed)
+    unset = set() if cell.train.init_adapter else {"init_adapter"}
     part = {
         "strategy": _plain(cell.strategy, {"train"}),
-        "train": _plain(cell.train, _HOW_TRAIN),
+        "train": _plain(cell.train, _HOW_TRAIN | unset),
         "seed": seed,
     }
     if weights := config.data.weights:
@@ -57,7 +69,7 @@ def needs_adapter(config: Config, strategy: str) -> bool:
 
 
 def register(config: Config) -> dict[str, Any]:
-    return {"name": config.name, "register": _plain(config.registry)}
+    return {"name": config.name, "register": _plain(config.registry, {"live"})}
 
 
 def report(config: Config) -> dict[str, Any]:

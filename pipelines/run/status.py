@@ -79,9 +79,13 @@ def summary(config: Config) -> str:
     if waiting:
         counted = ", ".join(f"{count} × {stage}" for stage, count in waiting.items())
         lines.append(f"Not run because of that: {counted}.")
-    done = sum(job.state == "done" for job in every)
-    lines.append(f"{done} of {len(every)} jobs are finished; the same command goes on from here.")
+    lines.append(f"{progress(every)}; the same command goes on from here.")
     return "\n".join(lines)
+
+
+def progress(every: list[Job]) -> str:
+    """How many of a run's jobs are finished, in words."""
+    return f"{sum(job.state == 'done' for job in every)} of {len(every)} jobs are finished"
 
 
 def _words(cell: tuple[str, str, int] | list) -> tuple[str, str, str]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.adapters.files import save_adapter
-from deltamem.adapters.tensors import collect_tensors
+from deltamem.adapters.files import load_adapter, save_adapter
+from deltamem.adapters.tensors import collect_tensors, fill_layers
 from pipelines.config.adapter import adapter_config
 from pipelines.config.strategies import DeltaStrategy
 from pipelines.errors import StageError
@@ -46,14 +46,32 @@ class DeltaRecipe(Recipe):
     def metrics(self, result: EpisodeLoss) -> dict[str, Tensor]:
         return {name: value for name, value in result._asdict().items() if name != "token_nll"}
 
+    def misfits(self, folder: Path) -> list[str]:
+        found, wanted = (_shape(config, self._depth) for config in (load_adapter(folder)[0], self._settings))
+        return [f"its {name} is {found[name]}, the strategy's {wanted[name]}" for name in found
+                if found[name] != wanted[name]]  # fmt: skip
+
+    def start_from(self, objective: nn.Module, folder: Path) -> None:
+        config, tensors = load_adapter(folder)
+        fill_layers(cast(MemoryObjective, objective).model[0].memory_layers, tensors, config, str(folder))
+
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         settings = replace(self._settings, **self.origin)
         save_adapter(folder, settings, collect_tensors(tensors, settings))
 
     @property
     def _settings(self) -> DeltaMemConfig:
-        layers = self.backbone_config.get_text_config(decoder=True).num_hidden_layers
-        return adapter_config(cast(DeltaStrategy, self.cell.strategy).adapter, layers)
+        return adapter_config(cast(DeltaStrategy, self.cell.strategy).adapter, self._depth)
+
+    @property
+    def _depth(self) -> int:
+        return self.backbone_config.get_text_config(decoder=True).num_hidden_layers
+
+
+def _shape(config: DeltaMemConfig, depth: int) -> dict[str, Any]:
+    """What decides an adapter's weights; how they are used may change from one training to the next."""
+    layers = list(range(depth) if config.layers is None else config.layers)
+    return {"rank": config.rank, "num_states": config.num_states, "steer": sorted(config.steer), "layers": layers}
 
 
 def need_segments(episodes: pa.Table, backbone: str) -> None:

@@ -12,13 +12,16 @@ name them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -73,15 +76,37 @@ def load_lora(base: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         StageError: the folder isn't one that :func:`save_lora` wrote, or is damaged.
     """
-    for name in ("adapter_config.json", WEIGHTS):  # without the latter PEFT would look for a pickle
-        if not (folder / name).is_file():
-            raise StageError(f"{folder}: no LoRA adapter ({name} is missing). Train this strategy first.")
+    _require_files(folder)
     try:
         return PeftModel.from_pretrained(base, folder, is_trainable=False).eval()
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise StageError(
             f"{folder}: this LoRA adapter doesn't fit the backbone ({error}). Remove it and train it again."
         ) from error
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """The settings of a saved LoRA. Raises StageError where there is none."""
+    _require_files(folder)
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, KeyError) as error:
+        raise StageError(f"{folder}: its adapter_config.json is none of PEFT's ({error})") from error
+    if not isinstance(config, LoraConfig):
+        raise StageError(f"{folder}: no LoRA, but PEFT's {config.peft_type.value}")
+    return config
+
+
+def fill_from(objective: PromptObjective, folder: Path) -> None:
+    """Gives an objective's LoRA the weights of a saved one of the same shape."""
+    (model,) = objective.model
+    set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+
+
+def _require_files(folder: Path) -> None:
+    for name in ("adapter_config.json", WEIGHTS):  # without the latter PEFT would look for a pickle
+        if not (folder / name).is_file():
+            raise StageError(f"{folder}: no LoRA adapter ({name} is missing). Train this strategy first.")
 
 
 def trainable(model: PeftModel) -> dict[str, nn.Parameter]:
@@ -128,6 +153,11 @@ class PromptObjective(nn.Module):
         logits = answer_logits(model, cast(PreTrainedModel, model.get_base_model()), batch, past_key_values=NoCache())
         tokens = token_nll(logits, batch)
         return PromptLoss(answer_nll(tokens, batch), tokens.detach())
+
+    @torch.no_grad()
+    def validate(self, batches: Sequence[EpisodeBatch]) -> dict[str, Tensor]:
+        """{"nll": answer NLL of every batch, [N], in nats per token}."""
+        return {"nll": torch.stack([self(batch).loss for batch in batches])}
 
 
 def collate_prompts(

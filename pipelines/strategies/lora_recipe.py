@@ -20,7 +20,16 @@ from pipelines.config.strategies import LoraStrategy
 from pipelines.data.shards import whole_chat
 from pipelines.errors import StageError
 from pipelines.evaluation.prompts import PromptEncoder
-from pipelines.strategies.lora import PromptLoss, PromptObjective, collate_prompts, fill, make_lora, save_lora
+from pipelines.strategies.lora import (
+    PromptLoss,
+    PromptObjective,
+    collate_prompts,
+    fill,
+    fill_from,
+    make_lora,
+    read_config,
+    save_lora,
+)
 from pipelines.training.batches import EpisodeBatch
 from pipelines.training.recipe import Recipe
 
@@ -34,19 +43,21 @@ class LoraRecipe(Recipe):
 
     def episodes(self) -> tuple[pa.Table, dict[str, Any]]:
         episodes, notes = super().episodes()
+        if notes and not len(episodes):
+            raise StageError(
+                f"strategies.{self.cell.strategy_name}: no training episode's context and question fit the window "
+                f"of {self.cell.backbone_name}, {window(self.backbone_config)} tokens; lower data.max_written_tokens"
+            )
+        return episodes, notes
+
+    def usable(self, episodes: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
         if not self._lora.context:
             # batches are made by length, and what isn't read has none
             position = episodes.schema.get_field_index("context_ids")
             none = pa.array([[]] * len(episodes), episodes.schema.field(position).type)
-            return episodes.set_column(position, "context_ids", none), notes
-        limit = window(self.backbone_config)
-        encoder = PromptEncoder(self.tokenizer, None, limit)
+            return episodes.set_column(position, "context_ids", none), {}
+        encoder = PromptEncoder(self.tokenizer, None, window(self.backbone_config))
         fitting, count = fit_window(episodes, encoder, self.config.data.overlong)
-        if not len(fitting):
-            raise StageError(
-                f"strategies.{self.cell.strategy_name}: no training episode's context and question fit the window "
-                f"of {self.cell.backbone_name}, {limit} tokens; lower data.max_written_tokens"
-            )
         return fitting, {"prompts_beyond_the_window": {"count": count, "handled": self.config.data.overlong}}
 
     def objective(self, base: PreTrainedModel) -> nn.Module:
@@ -62,6 +73,17 @@ class LoraRecipe(Recipe):
 
     def metrics(self, result: PromptLoss) -> dict[str, Tensor]:
         return {"loss": result.loss, "answer_nll": result.loss}
+
+    def misfits(self, folder: Path) -> list[str]:
+        found, wanted = read_config(folder), self._lora
+        pairs = {
+            "rank": (found.r, wanted.rank),
+            "target_modules": (sorted(found.target_modules or ()), sorted(wanted.target_modules)),
+        }
+        return [f"its {name} is {his}, the strategy's {ours}" for name, (his, ours) in pairs.items() if his != ours]
+
+    def start_from(self, objective: nn.Module, folder: Path) -> None:
+        fill_from(cast(PromptObjective, objective), folder)
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         config = copy.deepcopy(self.backbone_config)

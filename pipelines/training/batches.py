@@ -112,7 +112,7 @@ class Schedule:
 
     def __init__(self, episodes: pa.Table, train: Train, seed: int, workers: int, mixture: Mixture | None = None):
         self.seed, self.workers = seed, workers
-        self.groups = _group(episodes["paper_id"].to_pylist(), train.questions_per_write)
+        self.groups = group_rows(episodes["paper_id"].to_pylist(), train.questions_per_write)
         if not self.groups:
             raise StageError("there are no training episodes: see the preprocess stage's manifest for what it dropped")
         written, asked, answered = (
@@ -249,7 +249,7 @@ def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
     return ids, torch.tensor([len(row) for row in rows])[:, None] > torch.arange(width)
 
 
-def _group(paper_ids: list[str], size: int) -> list[list[int]]:
+def group_rows(paper_ids: list[str], size: int) -> list[list[int]]:
     by_paper = defaultdict(list)
     for row, paper in enumerate(paper_ids):
         by_paper[paper].append(row)

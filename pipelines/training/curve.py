@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from pipelines.run.progress import Meter
+from pipelines.training.trackers import Tracker
 
 STEP, LOSS = "step", "loss"
 COLUMNS = (
@@ -37,11 +38,12 @@ class Curve:
     Args:
         start: steps that are done; rows after them are of a run that was cut short, and go.
         sources: those of a mixture have a column each, empty at steps without a question of theirs.
+        more: columns besides, empty at steps that don't fill them.
     """
 
-    def __init__(self, path: Path, start: int, sources: Sequence[str] = ()):
+    def __init__(self, path: Path, start: int, sources: Sequence[str] = (), more: Sequence[str] = ()):
         self.path = path
-        self.columns = (*COLUMNS, *(SOURCE_NLL + name for name in sources))
+        self.columns = (*COLUMNS, *(SOURCE_NLL + name for name in sources), *more)
         kept = [row for row in read(path) if int(row[STEP]) <= start] if start else []
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
@@ -62,11 +64,21 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
 
 
-class Watcher:
-    """Shows how far a training is, by its growing curve; a context manager."""
+def _values(row: Mapping[str, str]) -> dict[str, float]:
+    """What a row holds, without the columns that are empty in it."""
+    return {name: float(value) for name, value in row.items() if value != ""}
 
-    def __init__(self, path: Path, title: str, steps: int):
-        self.path, self.title = path, title
+
+class Watcher:
+    """Shows how far a training is, by its growing curve, and sends its rows on; a context manager.
+
+    Args:
+        trackers: get every row once; after a worker's death those that are made again a second time.
+    """
+
+    def __init__(self, path: Path, title: str, steps: int, trackers: Sequence[Tracker] = ()):
+        self.path, self.title, self.trackers = path, title, list(trackers)
+        self._sent = 0
         self.meter = Meter(steps, Console(stderr=True))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -81,6 +93,7 @@ class Watcher:
         self._ended.set()
         self._thread.join()
         self._show()
+        self._tell(lambda tracker: tracker.close(finished=error[0] is None))
         self.meter.__exit__(*error)
 
     def _watch(self) -> None:
@@ -89,9 +102,21 @@ class Watcher:
 
     def _show(self) -> None:
         try:
-            row = read(self.path)[-1]
-            step, loss = int(row[STEP]), f"{float(row[LOSS]):.3f}"
+            rows = [_values(row) for row in read(self.path)]
+            step, loss = int(rows[-1][STEP]), f"{rows[-1][LOSS]:.3f}"
         except (OSError, IndexError, ValueError, TypeError, KeyError):
             return  # not there yet, or read while a row was being written
         self.meter.step(f"{self.title}, loss {loss}")
         self.meter.advance(step - self.meter.done)
+        for row in rows[min(self._sent, len(rows)) :]:
+            values = {name: value for name, value in row.items() if name != STEP}
+            self._tell(lambda tracker, at=int(row[STEP]), values=values: tracker.log(at, values))
+        self._sent = len(rows)
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        for tracker in list(self.trackers):
+            try:
+                what(tracker)
+            except Exception as error:  # whatever a tracker runs into, the training goes on without it
+                self.meter.console.print(f"{type(tracker).__name__} gets no more of this curve: {error}", markup=False)
+                self.trackers.remove(tracker)

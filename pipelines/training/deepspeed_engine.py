@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import deepspeed
 import torch
 from deepspeed.utils import (
@@ -43,6 +45,12 @@ def make_engine(objective: nn.Module, train: Train, micro_batch: int, accumulati
 def set_learning_rate(engine, value: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = value
+
+
+def gradient_norm(engine) -> float:
+    """Of the last step, before clipping; infinite where the gradient was no number, for which DeepSpeed says -1."""
+    norm = float(engine.get_global_grad_norm())
+    return norm if norm >= 0 else math.inf
 
 
 def gather_state(engine) -> dict[str, Tensor]:

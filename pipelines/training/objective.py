@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -57,19 +58,36 @@ class MemoryObjective(nn.Module):
         Args:
             batches: the micro-batches and their weights; NaN where all their contexts are of one paper.
         """
-        papers = [paper for batch, _ in batches for paper in batch.papers]
-        device = batches[0][0].input_ids.device
-        if len(set(papers)) == 1:
-            return torch.tensor(float("nan"), device=device)
+        if _of_one_paper([batch for batch, _ in batches]):
+            return torch.tensor(float("nan"), device=batches[0][0].input_ids.device)
+        effects = self.validate([batch for batch, _ in batches])["memory_effect"]
+        return (effects.new_tensor([weight for _, weight in batches]) * effects).mean()
+
+    @torch.no_grad()
+    def validate(self, batches: Sequence[EpisodeBatch]) -> dict[str, Tensor]:
+        """What the memory is worth on some batches, each value [N], in nats per token.
+
+        Returns:
+            "nll": answer NLL; "memory_effect": the answer NLL with another paper's memory less that, left out where
+            all contexts are of one paper.
+        """
         (model,) = self.model
-        memory = DeltaMemory.cat([model.write(**_written(batch)) for batch, _ in batches])
-        others, effects, first = torch.tensor(_others(papers), device=device), [], 0
-        for batch, weight in batches:
-            own = batch.owner + first
-            right, wrong = (answer_nll(self._nll(batch, memory.select(rows)), batch) for rows in (own, others[own]))
-            effects.append(weight * (wrong - right))
-            first += len(batch.papers)
-        return torch.stack(effects).mean()
+        memory = DeltaMemory.cat([model.write(**_written(batch)) for batch in batches])
+        firsts = itertools.accumulate((len(batch.papers) for batch in batches), initial=0)
+        owners = [batch.owner + first for batch, first in zip(batches, firsts, strict=False)]
+        nll = self._nlls(batches, memory, owners)
+        if _of_one_paper(batches):
+            return {"nll": nll}
+        papers = [paper for batch in batches for paper in batch.papers]
+        others = torch.tensor(_others(papers), device=nll.device)
+        wrong = self._nlls(batches, memory, [others[own] for own in owners])
+        return {"nll": nll, "memory_effect": wrong - nll}
+
+    def _nlls(self, batches: Sequence[EpisodeBatch], memory: DeltaMemory, rows: Sequence[Tensor]) -> Tensor:
+        """Of each batch, [N], with the rows of the memory that its questions are given."""
+        return torch.stack(
+            [answer_nll(self._nll(b, memory.select(own)), b) for b, own in zip(batches, rows, strict=True)]
+        )
 
     def _nll(self, batch: EpisodeBatch, memory: DeltaMemory) -> Tensor:
         """Of each answer token, read from a memory of Q rows; [A]."""
@@ -86,6 +104,10 @@ def _written(batch: EpisodeBatch) -> dict[str, Any]:
         "segment_ids": batch.segment_ids,
         "right_padded": True,
     }
+
+
+def _of_one_paper(batches: Sequence[EpisodeBatch]) -> bool:
+    return len({paper for batch in batches for paper in batch.papers}) == 1
 
 
 def _others(papers: Sequence[str]) -> list[int]:

@@ -11,13 +11,19 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import cast
 
+import psutil
 import ray
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from rich.console import Console
 
 from pipelines.config import Train
 from pipelines.errors import StageError
 from pipelines.training.task import WorkerTask
+
+_TRIES_TO_START = 8
+console = Console(stderr=True, soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager
@@ -39,15 +45,7 @@ def _start(train: Train) -> None:
         _check_reachable(train.ray_address)
         ray.init(address=train.ray_address, log_to_driver=False)
     else:
-        # sockets lie under this folder and their paths may not pass 107 bytes
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, train.num_workers * train.cpus_per_worker),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
-        )
+        _start_here(max(os.cpu_count() or 1, train.num_workers * train.cpus_per_worker))
     have = ray.cluster_resources()
     for kind, wanted in (
         ("GPU", train.num_workers * train.gpus_per_worker if train.use_gpu else 0),
@@ -61,17 +59,71 @@ def _start(train: Train) -> None:
             )
 
 
+def _start_here(cpus: int) -> None:
+    """Ray gives its own processes 30 seconds to start, which is too little on a machine that is busy with others."""
+    for left in reversed(range(_TRIES_TO_START)):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                # sockets lie under this folder and their paths may not pass 107 bytes
+                _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
+            )
+            return
+        except Exception as error:  # of no kind of its own
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            for started in set(psutil.Process().children(recursive=True)) - before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    started.kill()
+            if not left:
+                raise StageError(
+                    f"Ray didn't start on this machine in {_TRIES_TO_START} tries; is it short of memory, or of "
+                    "processors for all that runs on it?"
+                ) from error
+
+
 def run_workers(task: WorkerTask, train: Train, run_folder: Path) -> Path:
     """Run a training to its end on a started Ray; returns the folder of its last checkpoint.
+
+    Whatever fails, Ray Train is started anew and goes on from the last checkpoint. It isn't asked to do that by
+    itself, because it tells by the moment: a worker that dies while the workers connect to each other, or are handed
+    what to run, would end the training at once.
 
     Args:
         run_folder: where checkpoints are kept; with some of an earlier call, the training goes on from the last.
 
     Raises:
-        StageError: workers kept failing.
+        StageError: the training can't go on, as its workers say, or it failed more than ``train.max_failures`` times.
     """
+    what = f"training {task.strategy} on {task.backbone} (seed {task.seed})"
+    failures = 0
+    while True:
+        try:
+            result = _trainer(task, train, run_folder).fit()
+            return Path(cast(Checkpoint, result.checkpoint).path)
+        except (TrainingFailedError, RayActorError) as error:
+            failures += 1
+            if told := _told(error):
+                raise StageError(f"{what}: {told} Checkpoints of earlier steps are kept in {run_folder}.") from error
+            if failures > train.max_failures:
+                times = "once" if failures == 1 else f"{failures} times"
+                raise StageError(
+                    f"{what} failed {times} (train.max_failures: {train.max_failures}); the last error was: "
+                    f"{root_cause(error)} Checkpoints are kept in {run_folder}: run the same command again to go on "
+                    "from the last one."
+                ) from error
+            console.print(f"{what} failed ({root_cause(error)}); going on from the last checkpoint")
+
+
+def _trainer(task: WorkerTask, train: Train, run_folder: Path) -> TorchTrainer:
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.use_gpu else {})
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _work,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
@@ -81,18 +133,10 @@ def run_workers(task: WorkerTask, train: Train, run_folder: Path) -> Path:
         run_config=RunConfig(
             name="ray",
             storage_path=str(run_folder),
-            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=1),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    try:
-        return Path(cast(Checkpoint, trainer.fit().checkpoint).path)
-    except TrainingFailedError as error:
-        raise StageError(
-            f"training {task.strategy} on {task.backbone} (seed {task.seed}) failed more than {train.max_failures} "
-            f"times; the last error was: {root_cause(error)} Checkpoints are kept in {run_folder}: run the same "
-            "command again to go on from the last one."
-        ) from error
 
 
 def _work(settings: dict[str, WorkerTask]) -> None:
@@ -102,10 +146,18 @@ def _work(settings: dict[str, WorkerTask]) -> None:
 
 
 def root_cause(error: BaseException) -> str:
-    """The last line of what a worker raised."""
-    failures = getattr(error, "worker_failures", None) or {}
-    text = str(next(iter(failures.values()), error)).strip()
+    """The last line of what a worker, or else Ray, raised."""
+    text = str(next(iter(_worker_errors(error)), error)).strip()
     return text.splitlines()[-1] if text else type(error).__name__
+
+
+def _told(error: BaseException) -> StageError | None:
+    """What a worker says that no further try would change."""
+    return next((found for found in _worker_errors(error) if isinstance(found, StageError)), None)
+
+
+def _worker_errors(error: BaseException) -> list[Exception]:
+    return list(getattr(error, "worker_failures", {}).values())
 
 
 def _check_reachable(address: str) -> None:

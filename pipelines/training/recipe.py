@@ -28,7 +28,7 @@ class Recipe(ABC):
         layout = Layout(config)
         self.config, self.cell = config, cell
         self.folder = layout.backbone(cell.backbone_name)
-        self.data = layout.data(cell.backbone_name, "train")
+        self.data, self.held_out_data = (layout.data(cell.backbone_name, split) for split in ("train", "eval"))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -46,7 +46,15 @@ class Recipe(ABC):
 
     def episodes(self) -> tuple[pa.Table, dict[str, Any]]:
         """The rows to train on, and what the training record has to say about those that aren't."""
-        return open_episodes(self.data), {}
+        return self.usable(open_episodes(self.data))
+
+    def held_out(self) -> pa.Table:
+        """The rows to validate on."""
+        return self.usable(open_episodes(self.held_out_data))[0]
+
+    def usable(self, episodes: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+        """Episodes as this kind of adapter reads them, without those it can't, and what to record of these."""
+        return episodes, {}
 
     @property
     def sources(self) -> list[str]:
@@ -72,6 +80,18 @@ class Recipe(ABC):
     @abstractmethod
     def metrics(self, result: Any) -> dict[str, Tensor]:
         """Scalars by the names of the curve's columns, from what the objective returned; "loss" is minimised."""
+
+    @abstractmethod
+    def misfits(self, folder: Path) -> list[str]:
+        """In what an adapter differs so that training can't start from it; empty where it can.
+
+        Raises:
+            StageError, AdapterFormatError: the folder holds no adapter of this kind, or is damaged.
+        """
+
+    @abstractmethod
+    def start_from(self, objective: nn.Module, folder: Path) -> None:
+        """Gives a new objective the weights of an adapter without :meth:`misfits`."""
 
     @abstractmethod
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:

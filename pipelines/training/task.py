@@ -19,6 +19,8 @@ class WorkerTask:
         recipe: "module:name" of the cell's recipe.
         backbone, strategy, seed: the cell.
         curve: file of the training curve.
+        trace: file of the profiler's trace, if there is to be one.
+        init_adapter: folder of the adapter to start from, None for a new one.
     """
 
     config: str
@@ -27,6 +29,8 @@ class WorkerTask:
     strategy: str
     seed: int
     curve: str
+    trace: str
+    init_adapter: str | None = None
 
     def make_recipe(self) -> Recipe:
         config = resolve_config(json.loads(self.config), "the training stage's configuration")

@@ -19,12 +19,15 @@ from deltamem.tools.measuring import peak_bytes
 from pipelines.backbones.prepared import load_backbone
 from pipelines.training import checkpoint
 from pipelines.training import deepspeed_engine as engines
-from pipelines.training.batches import MicroBatch
+from pipelines.training.batches import EpisodeBatch, MicroBatch
 from pipelines.training.curve import LOSS, SOURCE_NLL, STEP, Curve
+from pipelines.training.finite import require_finite
 from pipelines.training.learning_rate import learning_rate
 from pipelines.training.objective import nll_by_source
+from pipelines.training.profiling import start_profiler
 from pipelines.training.recipe import Recipe
 from pipelines.training.task import WorkerTask
+from pipelines.training.validation import Validation
 
 
 def train_worker(task: WorkerTask) -> None:
@@ -39,10 +42,16 @@ def train_worker(task: WorkerTask) -> None:
     base, _ = load_backbone(recipe.folder, device=device)
     if train.compile_backbone:
         compile_norms_and_mlps(base)
-    engine = engines.make_engine(recipe.objective(base), train, schedule.micro, schedule.accumulation, device)
+    objective = recipe.objective(base)
+    if task.init_adapter:
+        recipe.start_from(objective, Path(task.init_adapter))
+    validation = Validation(recipe, rank, workers) if train.validate_every else None
+    engine = engines.make_engine(objective, train, schedule.micro, schedule.accumulation, device)
     look_every = train.measure_memory_every if recipe.has_memory else 0
     start = _resume(engine)
-    curve = Curve(Path(task.curve), start, recipe.sources) if rank == 0 else None
+    more = validation.columns if validation else ()
+    curve = Curve(Path(task.curve), start, recipe.sources, more) if rank == 0 else None
+    profiler = start_profiler(train.profile_steps, Path(task.trace)) if train.profile_steps and rank == 0 else None
 
     for step in range(start, schedule.steps):
         began = time.perf_counter()
@@ -56,13 +65,23 @@ def train_worker(task: WorkerTask) -> None:
         row, tokens = _reduce(means | effect, tokens, workers)
         row |= _means_by_source(by_source, recipe.sources)
         seconds = time.perf_counter() - began
-        row |= {STEP: step + 1, "gradient_norm": float(engine.get_global_grad_norm()), "learning_rate": rate}
+        row |= {STEP: step + 1, "gradient_norm": engines.gradient_norm(engine), "learning_rate": rate}
         row |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        last = step + 1 == schedule.steps
+        if validation and (last or (step + 1) % train.validate_every == 0):
+            row |= validation.measure(objective, device)
         if curve:
             curve.add(row)
-        last = step + 1 == schedule.steps
+        numbers = {LOSS: row[LOSS], "gradient norm": row["gradient_norm"]}
+        require_finite(numbers, f"in step {step + 1}", step, schedule.steps, train)
         if last or (step + 1) % train.checkpoint_every == 0:
+            after = _loss(engine, recipe, recipe.collate(episodes, micro_batches[-1].groups).to(device), workers)
+            require_finite({LOSS: after}, f"after step {step + 1}", step + 1, schedule.steps, train)
             _report(engine, step + 1, row, rank, device)
+        if profiler:
+            profiler.step()
+    if profiler:
+        profiler.stop()
 
 
 def _resume(engine) -> int:
@@ -100,6 +119,13 @@ def _learn(
         names = list(metrics)
         means.append(torch.stack([x.detach().float() for x in metrics.values()]) * weight)
     return dict(zip(names, torch.stack(means).mean(0), strict=True)), by_source, tokens
+
+
+@torch.no_grad()
+def _loss(engine, recipe: Recipe, batch: EpisodeBatch, workers: int) -> float:
+    """The mean of all workers' losses of one batch, without learning from it."""
+    means, _ = _reduce({LOSS: recipe.metrics(engine.module(batch))[LOSS].float()}, 0, workers)
+    return means[LOSS]
 
 
 def _reduce(means: dict[str, Tensor], tokens: int, workers: int) -> tuple[dict[str, float], int]:

@@ -22,7 +22,6 @@ from pipelines.backbones.prepared import load_backbone
 from pipelines.errors import StageError
 from pipelines.registry.model_folder import ADAPTER_FILES
 from pipelines.registry.registration import choose_champion, register_cell
-from pipelines.registry.store import tracking_uri
 from pipelines.strategies.lora import load_lora
 from tests.pipelines.synthetic_run import VALIDATED
 
@@ -53,7 +52,7 @@ def registered(finished_run):
     for strategy in run.config.strategies:
         register_cell(run.config, "tiny-random", strategy, 42)
     choose_champion(run.config, "tiny-random")
-    uri = tracking_uri(run.config)
+    uri = run.layout.store
     return run, MlflowClient(uri, uri)
 
 
@@ -82,7 +81,7 @@ def test_a_runs_curve_has_its_validations_and_its_tags_the_adapter_it_started_fr
     path = run.layout.training_record(*CELL)
     path.write_text(json.dumps({**json.loads(path.read_text()), "inputs": {"init_adapter": "a" * 64}}))
     record = register_cell(run.config, *CELL)
-    uri = tracking_uri(run.config)
+    uri = run.layout.store
     client = MlflowClient(uri, uri)
     history = client.get_metric_history(record["run_id"], "curve/validation/papers/nll")
     assert [(point.step, point.value) for point in history] == [(2, 2.5), (3, 2.25)]
@@ -133,7 +132,7 @@ def test_an_adapter_that_is_not_all_numbers_is_not_registered(finished_run, valu
     change_weights(run, CELL, lambda tensor: tensor.index_fill(0, torch.tensor([0]), value))
     with pytest.raises(StageError, match=r"adapter_model.safetensors: (\d+) of \1 tensors .*lower train.learning_rate"):
         register_cell(run.config, *CELL)
-    uri = tracking_uri(run.config)
+    uri = run.layout.store
     assert MlflowClient(uri, uri).search_registered_models() == []
 
 
@@ -145,7 +144,7 @@ def test_a_broken_off_run_is_made_anew(finished_run):
         register_cell(run.config, *CELL)
     run.layout.curve(*CELL).write_text(curve)
     record = register_cell(run.config, *CELL)
-    client = MlflowClient(tracking_uri(run.config))
+    client = MlflowClient(run.layout.store)
     runs = client.search_runs([client.get_experiment_by_name("finished").experiment_id])
     assert [found.info.run_id for found in runs] == [record["run_id"]]
 
@@ -156,7 +155,7 @@ def test_the_best_seed_is_the_strategys_champion(finished_run):
     change_weights(run, ("tiny-random", "tsw", 2), lambda tensor: tensor + 1)
     for seed in (1, 2):
         register_cell(run.config, "tiny-random", "tsw", seed)
-    client = MlflowClient(tracking_uri(run.config))
+    client = MlflowClient(run.layout.store)
     assert client.get_model_version_by_alias("deltamem-tiny-random-tsw", "champion").tags["seed"] == "1"
 
 
@@ -183,7 +182,7 @@ print(model.config.strategy)
 @pytest.mark.slow
 def test_another_process_loads_the_champion(registered):
     run, _ = registered
-    arguments = [tracking_uri(run.config), "deltamem-tiny-random", str(run.layout.backbone("tiny-random"))]
+    arguments = [run.layout.store, "deltamem-tiny-random", str(run.layout.backbone("tiny-random"))]
     environment = {
         "PYTHONPATH": ":".join(path for path in sys.path if path),
         "PATH": "",
@@ -198,7 +197,7 @@ def test_another_process_loads_the_champion(registered):
 
 def test_a_moved_backbone_is_named(registered):
     run, _ = registered
-    mlflow.set_tracking_uri(tracking_uri(run.config))
+    mlflow.set_tracking_uri(run.layout.store)
     elsewhere = {"backbone": str(run.layout.root / "elsewhere")}
     with pytest.raises(StageError, match="backbone is not at .*elsewhere"):
         mlflow.pyfunc.load_model("models:/deltamem-tiny-random@champion", model_config=elsewhere)
@@ -275,7 +274,7 @@ def test_a_lora_is_registered_and_only_champion_by_a_metric_it_has(finished_run)
     )
     assert choose_champion(run.config, "tiny-random")["strategy"] == "tsw"
 
-    uri = tracking_uri(run.config)
+    uri = run.layout.store
     client = MlflowClient(uri, uri)
     version = client.get_model_version("deltamem-tiny-random-context2lora", record["version"])
     assert "without a pyfunc loader" in version.description and not version.aliases

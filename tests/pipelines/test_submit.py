@@ -13,6 +13,31 @@ from tests.paths import PROJECT
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
+TRIED_AGAIN = """
+import sys
+from pathlib import Path
+from pipelines.submit import JobSubmissionClient, submit
+
+class LosesAnAnswer(JobSubmissionClient):
+    def submit_job(self, **request):
+        answer = super().submit_job(**request)
+        if not lost:
+            lost.append(answer)
+            raise RuntimeError("No available agent to submit job, please try again later.")
+        return answer
+
+lost, client = [], LosesAnAnswer(sys.argv[1])
+before = len(client.list_jobs())
+run = client, Path("configs/quickstart.yaml"), 0, ["--dry-run", "--cores", "2"]
+first = submit(*run)
+assert lost == [first]
+again = submit(*run)  # while the first is running
+assert again == first, (again, first)
+assert len(client.list_jobs()) == before + 1
+print("one job")
+"""
+"""Submits a run whose first answer gets lost, and then the same run again."""
+
 
 def submit(address: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Plans the quickstart, as if it had been cloned into ``folder`` just now."""
@@ -70,6 +95,16 @@ def test_the_workflow_runs_as_a_job(head, tmp_path):
     done = submit(head, tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert "Training msw on smollm2-135m-instruct" in done.stdout
+
+    script = subprocess.run(
+        [sys.executable, "-c", TRIED_AGAIN, head],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
+    )
+    assert script.returncode == 0, script.stderr
+    assert script.stdout.splitlines()[-1] == "one job"
 
 
 def test_an_unreachable_cluster_is_named(tmp_path):

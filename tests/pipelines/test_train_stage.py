@@ -1,10 +1,9 @@
 """The training stage for real: Ray workers, a DeepSpeed engine, a worker killed in mid-run."""
 
+import contextlib
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -15,19 +14,25 @@ import psutil
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from deltamem import DeltaMemConfig, DeltaMemModel, get_delta_mem_model
 from pipelines.backbones.prepared import load_backbone, load_tokenizer
-from pipelines.config import load_config, resolve_config
+from pipelines.config import config_hash, load_config, resolve_config
 from pipelines.data.shards import open_episodes
 from pipelines.errors import StageError
 from pipelines.preprocess import preprocess
+from pipelines.run import parts
 from pipelines.run.layout import Layout
 from pipelines.strategies.kinds import recipe_of
 from pipelines.strategies.lora import PromptObjective, collate_prompts
 from pipelines.strategies.models import load_model
 from pipelines.train import train_cell
+from pipelines.training import checkpoint
 from pipelines.training.batches import Schedule
+from pipelines.training.forecast import Forecast
+from pipelines.training.objective import MemoryObjective
 
 CELL = ("tiny-random", "tsw", 42)
 STEPS, KILL_AT = 24, 9
@@ -45,7 +50,7 @@ def prepared(tmp_path_factory):
                  "max_written_tokens": 512, "max_read_tokens": 128, "processes": 1},
         "train": {"max_steps": STEPS, "epochs": 99, "batch_size": 4, "num_workers": 2, "use_gpu": False,
                   "precision": "float32", "checkpoint_every": 4, "learning_rate": 0.01, "measure_memory_every": 5},
-        "evaluate": {"use_gpu": False},
+        "evaluate": {"use_gpu": False}, "register": {"live": False},
     }  # fmt: skip
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -75,7 +80,7 @@ def mixture(prepared, tmp_path_factory):
     (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
     values = yaml.safe_load(prepared.read_text())
     values |= {"results_dir": str(folder / "results"), "benchmarks": ["held_out"]}
-    values["register"] = {"champion_metric": "held_out/memory_effect_nll"}
+    values["register"] |= {"champion_metric": "held_out/memory_effect_nll"}
     values["data"] = {
         "sources": {
             "passages": {"kind": "squad", "train_files": [str(folder / "squad.json")], "write": "sentence"},
@@ -91,20 +96,46 @@ def mixture(prepared, tmp_path_factory):
     return path
 
 
-def kill_a_worker(curve: Path) -> None:
-    """Wait until training has passed a checkpoint, then kill one of its workers."""
-    while True:
-        if curve.exists() and len(curve.read_text().splitlines()) > KILL_AT:
+def lines(curve: Path) -> int:
+    return len(curve.read_text().splitlines()) if curve.exists() else 0
+
+
+MOMENTS = {
+    # the names of the processes tell what Ray has the workers do
+    "while the workers connect": lambda name, curve: name.endswith(".init_train_context"),
+    "before the first step is done": lambda name, curve: lines(curve) == 1,
+    "after a checkpoint": lambda name, curve: lines(curve) > KILL_AT,
+}
+
+
+class Killer(threading.Thread):
+    """Kills one worker at each of some moments, one after the other."""
+
+    def __init__(self, state: Path, moments: list[str]):
+        super().__init__(daemon=True)
+        self.state, self.moments, self.killed = state, moments, []
+
+    def run(self) -> None:
+        for moment in self.moments:
+            self._kill(MOMENTS[moment])
+            self.killed.append(moment)
+
+    def _kill(self, when) -> None:
+        while True:
+            curves = [folder / "curve.csv" for folder in self.state.glob("run-*")]
             # descendants only: another test may be training beside this one
-            workers = [p for p in psutil.Process().children(recursive=True) if "TrainWorker" in p.name()]
-            if workers:
-                os.kill(workers[0].pid, signal.SIGKILL)
-                return
-        time.sleep(0.02)
+            for worker in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    name = worker.name()
+                    if "RayTrainWorker" in name and curves and when(name, curves[0]):
+                        worker.kill()
+                        worker.wait()
+                        return
+            time.sleep(0.005)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_changes_nothing(mixture):
+def test_workers_killed_at_any_moment_change_nothing(mixture):
     layout = Layout(load_config(mixture))
     folder = layout.adapter(*CELL)
     train_cell(load_config(mixture), *CELL)
@@ -112,19 +143,12 @@ def test_a_killed_worker_changes_nothing(mixture):
     first_curve = list(csv.DictReader((folder / "curve.csv").open()))
     (folder / "adapter_model.safetensors").unlink()
 
-    killed = []
-
-    def watch():
-        while not (found := list(layout.train_state(*CELL).glob("run-*"))):
-            time.sleep(0.05)
-        kill_a_worker(found[0] / "curve.csv")
-        killed.append(True)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    train_cell(load_config(mixture), *CELL)
-    watcher.join(1)
-    assert killed, "the run ended before its worker could be killed"
+    config = load_config(mixture)
+    assert config.train.max_failures == len(MOMENTS)  # one more would end the training
+    killer = Killer(layout.train_state(*CELL), list(MOMENTS))
+    killer.start()
+    train_cell(config, *CELL)
+    assert killer.killed == list(MOMENTS)
 
     again = load_file(folder / "adapter_model.safetensors")
     assert again.keys() == undisturbed.keys()
@@ -151,21 +175,21 @@ def test_a_killed_worker_changes_nothing(mixture):
     ]  # fmt: skip
 
 
+def shorter(prepared, folder: Path, **changes):
+    """The same with a shorter training, in a place of its own, and changed keys of the sections."""
+    values = yaml.safe_load(prepared.read_text())
+    results = folder / "results"
+    shutil.copytree(Path(values["results_dir"]), results, ignore=shutil.ignore_patterns("train_state", "adapters"))
+    values["results_dir"] = str(results)
+    values["train"] |= {"max_steps": 4, "checkpoint_every": 2}
+    for section, keys in changes.items():
+        values[section] = values[section] | keys if isinstance(values[section], dict) else keys
+    return resolve_config(values, "test")
+
+
 @pytest.fixture
 def short(prepared, tmp_path):
-    """The same with a shorter training, in a place of its own; call it with changed keys of the sections."""
-
-    def make(**changes):
-        values = yaml.safe_load(prepared.read_text())
-        results = tmp_path / "results"
-        shutil.copytree(Path(values["results_dir"]), results, ignore=shutil.ignore_patterns("train_state", "adapters"))
-        values["results_dir"] = str(results)
-        values["train"] |= {"max_steps": 4, "checkpoint_every": 2}
-        for section, keys in changes.items():
-            values[section] |= keys
-        return resolve_config(values, "test")
-
-    return make
+    return lambda **changes: shorter(prepared, tmp_path, **changes)
 
 
 def narrow_the_window(config, longest_left_out: int) -> int:
@@ -181,6 +205,34 @@ def narrow_the_window(config, longest_left_out: int) -> int:
     changed = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": window}
     (folder / "config.json").write_text(json.dumps(changed))
     return sum(size > window for size in sizes)
+
+
+@pytest.mark.slow
+def test_a_training_that_keeps_failing_says_how_often_it_did(short, capsys):
+    config = short(train={"max_failures": 0})
+    Killer(Layout(config).train_state(*CELL), ["while the workers connect"]).start()
+    with pytest.raises(
+        StageError, match=r"seed 42\) failed once \(train.max_failures: 0\).*run the same command again"
+    ):
+        train_cell(config, *CELL)
+    assert not Layout(config).adapter(*CELL).exists()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_last_good_checkpoint(short, capsys):
+    # the warm-up's first step has no learning rate, the second one half of it
+    config = short(train={"learning_rate": 1e30, "warmup_ratio": 0.5, "checkpoint_every": 1, "precision": "bfloat16"})
+    layout = Layout(config)
+    with pytest.raises(
+        StageError, match=r"loss became \S+ after step 2 of 4\. The learning rate, which rose to 5e\+29"
+    ):
+        train_cell(config, *CELL)
+    assert "going on from the last checkpoint" not in capsys.readouterr().err
+    (run,) = layout.train_state(*CELL).glob("run-*")
+    (kept,) = (run / "ray").glob("checkpoint_*")
+    assert checkpoint.record(kept)["step"] == 1
+    assert all(tensor.isfinite().all() for tensor in checkpoint.master_weights(kept).values())
+    assert not layout.adapter(*CELL).exists()
 
 
 @pytest.mark.slow
@@ -274,3 +326,112 @@ def test_what_the_machine_cannot_do_is_said_before_training(prepared, tmp_path, 
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(StageError, match=message):
         train_cell(load_config(path), *CELL)
+
+
+def an_adapter(config, folder: Path, **settings) -> Path:
+    base, _ = load_backbone(Layout(config).backbone("tiny-random"))
+    torch.manual_seed(7)
+    model = get_delta_mem_model(base, DeltaMemConfig(output_init="random", online_gain=0.5, **settings))
+    model.save_pretrained(folder)
+    return folder
+
+
+def objective_of(config, adapter: Path) -> MemoryObjective:
+    base, _ = load_backbone(Layout(config).backbone("tiny-random"))
+    train = config.cell(*CELL).train
+    return MemoryObjective(DeltaMemModel.from_pretrained(base, adapter, True), train.write_penalty, train.write_target)
+
+
+@pytest.fixture(scope="module")
+def watched(prepared, tmp_path_factory):
+    """A training that starts from an adapter, and is validated, profiled and tracked."""
+    folder = tmp_path_factory.mktemp("watched")
+    start = an_adapter(load_config(prepared), folder / "start")
+    changes = {"init_adapter": str(start), "validate_every": 2, "profile_steps": 1, "tracker": "tensorboard"}
+    config = shorter(prepared, folder, train=changes, register={"live": True})
+    train_cell(config, *CELL)
+    return config, start
+
+
+def curve_of(config) -> list[dict[str, str]]:
+    return list(csv.DictReader(Layout(config).curve(*CELL).open()))
+
+
+@pytest.mark.slow
+def test_the_first_loss_of_a_warm_start_is_the_old_adapters(watched):
+    config, start = watched
+    recipe, objective = recipe_of(config, config.cell(*CELL)), objective_of(config, start)
+    episodes, _ = recipe.episodes()
+    schedule = recipe.schedule(episodes, 1)
+    with torch.no_grad():
+        losses = [
+            weight * objective(recipe.collate(episodes, groups)).loss for groups, weight in schedule.micro_batches(0, 0)
+        ]
+    assert float(curve_of(config)[0]["loss"]) == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+    record = json.loads(Layout(config).training_record(*CELL).read_text())
+    assert len(record["inputs"]["init_adapter"]) == 64
+    assert config_hash(parts.train(config, *CELL)) == record["inputs"]["config"]
+
+
+@pytest.mark.slow
+def test_validation_tells_the_likelihood_of_held_out_answers_by_source(watched):
+    config, _ = watched
+    nll, effect = ("validation/papers/nll", "validation/papers/memory_effect")
+    rows = curve_of(config)
+    assert [row["step"] for row in rows if row[nll]] == ["2", "4"]
+    recipe = recipe_of(config, config.cell(*CELL))
+    objective, episodes = objective_of(config, Layout(config).adapter(*CELL)), recipe.held_out()
+    with torch.no_grad():
+        alone = [objective(recipe.collate(episodes, [[row]])).answer_nll for row in range(len(episodes))]
+    assert float(rows[-1][nll]) == pytest.approx(torch.stack(alone).mean().item(), abs=1e-4)
+    assert float(rows[-1][effect]) != 0
+
+
+@pytest.mark.slow
+def test_a_training_is_seen_in_mlflow_and_tensorboard_while_it_runs_and_leaves_a_trace(watched):
+    config, _ = watched
+    layout = Layout(config)
+    client = MlflowClient(layout.store)
+    (run,) = client.search_runs([client.get_experiment_by_name("t").experiment_id])
+    assert run.data.tags["live"] == "true" and run.info.status == "FINISHED"
+    seen = client.get_metric_history(run.info.run_id, "curve/loss")
+    assert [(m.step, m.value) for m in seen] == [(int(r["step"]), float(r["loss"])) for r in curve_of(config)]
+    assert run.data.params["max_steps"] == "4"
+    assert list(layout.tracker(*CELL).glob("events.out.tfevents.*"))
+    assert json.loads(layout.trace(*CELL).read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 4}, "its rank is 4, the strategy's 8"),
+        ({"strategy": "msw", "num_states": 4}, "its num_states is 4, the strategy's 1"),
+        ({"steer": ("q",)}, r"its steer is \['q'\], the strategy's \['o', 'q'\]"),
+        ({"layers": (1,)}, r"its layers is \[1\], the strategy's \[0, 1\]"),
+    ],
+)
+def test_an_adapter_of_another_shape_can_be_no_start(prepared, tmp_path, settings, message):
+    start = an_adapter(load_config(prepared), tmp_path / "start", **settings)
+    config = shorter(prepared, tmp_path, train={"init_adapter": str(start)})
+    with pytest.raises(StageError, match=f"train.init_adapter: .*start doesn't fit strategies.tsw: {message}"):
+        train_cell(config, *CELL)
+
+
+def test_a_start_that_is_no_adapter_is_named(prepared, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for cell in (CELL, ("tiny-random", "context2lora", 42)):
+        config = shorter(prepared, tmp_path / cell[1], train={"init_adapter": str(tmp_path / "empty")})
+        with pytest.raises(StageError, match="train.init_adapter: .*empty"):
+            train_cell(config, *cell)
+
+
+def test_a_forecast_counts_what_is_trained(prepared):
+    config = load_config(prepared)
+    recipe = recipe_of(config, config.cell(*CELL))
+    forecast = Forecast.of(recipe, recipe.schedule(recipe.episodes()[0], 2))
+    base, _ = load_backbone(recipe.folder)
+    objective = recipe.objective(base)
+    assert forecast.parameters == sum(p.numel() for p in objective.parameters())
+    assert (forecast.steps, forecast.contexts) == (STEPS, 4)
+    assert forecast.backbone_bytes == sum(p.numel() * p.element_size() for p in base.parameters())
+    assert f"{forecast.parameters:,} parameters; {STEPS} steps of 4 contexts, about " in str(forecast)

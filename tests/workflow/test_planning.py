@@ -65,6 +65,16 @@ def test_jobs_take_shares_of_gpus(workflow, monkeypatch, visible, limit, shared,
     }
 
 
+def test_a_strategy_may_start_from_anothers_adapter(workflow):
+    start = "results/tiny/adapters/tiny-random/tsw/seed42"
+    workflow.settings["strategies"]["next"] = {"from": "tsw", "train": {"init_adapter": start}}
+    target = "results/tiny/adapters/tiny-random/next/seed42/training.json"
+    planned = workflow.plan(target)
+    assert {job for job in planned if job.startswith("Training")} == {
+        "Training next on tiny-random, seed 42", "Training tsw on tiny-random, seed 42"
+    }  # fmt: skip
+
+
 def test_partial_reruns(workflow):
     workflow.pretend()
     assert workflow.plan() == []

@@ -12,23 +12,36 @@ def test_a_mistake_in_the_configuration_stops_everything(workflow):
     assert not (workflow.folder / "results").exists()
 
 
+TINY = {
+    "source": "random",
+    "architecture": {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+    },
+}
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_before_the_report_does_not_speak_of_one(workflow):
+    workflow.settings["backbones"] = {"here": TINY}
+    result = workflow.run("--until", "backbone")
+    text = result.stdout + result.stderr
+    assert result.returncode == 0, text
+    # one backbone and its data, three trainings, four evaluations, three registrations
+    assert "Done. 1 of 12 jobs are finished.\n" in text and "report" not in text.split("Done.")[1]
+
+
 @pytest.mark.slow
 def test_a_failed_cell_is_named_and_the_others_go_on(workflow):
     missing = workflow.folder / "nowhere"
     workflow.settings["backbones"] = {
         "gone": {"source": "local", "path": str(missing)},
-        "here": {
-            "source": "random",
-            "architecture": {
-                "model_type": "llama",
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 4096,
-            },
-        },
+        "here": TINY,
     }
     backbones = [f"results/tiny/backbones/{name}/backbone.json" for name in ("gone", "here")]
     result = workflow.run(*backbones)

@@ -2,6 +2,7 @@
 # resolved configuration, and reruns when the part of the configuration that its output depends on has changed.
 import json
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -11,7 +12,7 @@ from pipelines.errors import StageError
 from pipelines.run import parts
 from pipelines.run.gpu_slots import WHOLE, thousandths, visible_gpus
 from pipelines.run.layout import Layout
-from pipelines.run.status import summary
+from pipelines.run.status import jobs, progress, summary
 
 PYTHON = sys.executable
 
@@ -52,6 +53,13 @@ def gpu_shares(gpus, jobs=1):
 def write_resolved_config():
     LAYOUT.resolved_config.parent.mkdir(parents=True, exist_ok=True)
     LAYOUT.resolved_config.write_text(CONFIG.to_json(), encoding="utf-8")
+
+
+def explain_success():
+    """Says where the report is, if this run, or one before, got as far as that."""
+    if LAYOUT.report_page.exists():
+        return f"\nDone. The report is {LAYOUT.report_page}"
+    return f"\nDone. {progress(jobs(CONFIG))}."
 
 
 def explain_failure():

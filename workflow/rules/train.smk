@@ -4,6 +4,15 @@ def training(wildcards):
     return CONFIG.cell(wildcards.backbone, wildcards.strategy, int(wildcards.seed)).train
 
 
+def initial_adapter(wildcards):
+    """The weights that training starts from, where they lie here or are made here."""
+    address = training(wildcards).init_adapter
+    if address is None or address.startswith("models:/"):
+        return []
+    weights = Path(address) / "adapter_model.safetensors"
+    return [weights] if weights.is_file() or weights.is_relative_to(LAYOUT.root) else []
+
+
 def local_workers(wildcards):
     """Workers on this machine: a cluster counts its own."""
     return 0 if training(wildcards).ray_address else training(wildcards).num_workers
@@ -20,6 +29,7 @@ rule train:
     input:
         backbone=LAYOUT.backbone_record("{backbone}"),
         episodes=LAYOUT.data_manifest("{backbone}", "train"),
+        start=initial_adapter,
     output:
         weights=LAYOUT.adapter_weights("{backbone}", "{strategy}", "{seed}"),
         record=LAYOUT.training_record("{backbone}", "{strategy}", "{seed}"),

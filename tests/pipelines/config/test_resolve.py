@@ -107,7 +107,34 @@ def test_a_strategys_overrides_hold_in_its_cells_alone():
         config.cell("b", "s", 1)
 
 
+def test_a_backbones_overrides_hold_on_it_alone_and_a_strategys_go_before_them():
+    other = {"source": "hub", "id": "x/y", "train": {"write_penalty": 0.0, "learning_rate": 1e-3}}
+    changes = {"adapter": {"strategy": "ssw"}, "train": {"learning_rate": 5e-3}}
+    config = resolve_config(settings(backbones__c=other, strategies__t=changes), "here")
+    assert config.cell("b", "s", 42).train == config.train
+    assert config.cell("c", "s", 42).train == config.train.model_copy(update=other["train"])
+    assert config.cell("c", "t", 42).train.learning_rate == 5e-3
+    assert config.cell("c", "t", 42).train.write_penalty == 0.0
+    assert parts.backbone(config, "c") == {  # it isn't fetched again for them
+        "name": "c", "backbone": {**parts.backbone(config, "b")["backbone"], "id": "x/y"}
+    }  # fmt: skip
+    paper = load_config(PROJECT / "configs/paper.yaml")
+    penalties = {name: paper.cell(name, "tsw", 42).train.write_penalty for name in paper.backbones}
+    assert penalties == {"qwen3-4b-instruct-2507": 0.01, "qwen3-8b": 0.01, "smollm3-3b": 0.0}
+
+
+def test_keys_that_are_off_and_validation_leave_the_hashes_as_they_are():
+    plain = resolve_config(settings(), "here")
+    assert not {"quantization", "train"} & parts.backbone(plain, "b")["backbone"].keys()
+    watched = resolve_config(settings(train__validate_every=5, train__validation_questions=9), "here")
+    assert parts.train(watched, "b", "s", 42) == parts.train(plain, "b", "s", 42)
+    started = resolve_config(settings(train__init_adapter="x/y"), "here")
+    assert parts.train(started, "b", "s", 42)["train"]["init_adapter"] == "x/y"
+
+
 MISTAKES = [
+    ({"backbones__b__train": {"lerning_rate": 1}}, "here: backbones.b.train.lerning_rate: unknown key; did you mean"),
+    ({"backbones__b__quantization": {"bits": 4}}, "here: backbones.b.quantization: expected a quant_method"),
     ({"train__learning_rate": "fast"}, "here: train.learning_rate: expected a number, got 'fast'"),
     ({"train__learning_rate": 0}, "here: train.learning_rate: expected greater than 0, got 0"),
     ({"train__learning_rate": float("inf")}, "here: train.learning_rate: expected a finite number"),

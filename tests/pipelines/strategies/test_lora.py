@@ -19,8 +19,10 @@ from pipelines.strategies.lora import (
     PromptObjective,
     collate_prompts,
     fill,
+    fill_from,
     load_lora,
     make_lora,
+    read_config,
     save_lora,
     size,
     trainable,
@@ -64,6 +66,22 @@ def test_a_new_lora_changes_nothing_and_only_it_is_trained(base):
 def test_modules_that_are_not_there_are_named(base):
     with pytest.raises(StageError, match="qkv_proj.*target_modules"):
         make_lora(base, lora(target_modules=["qkv_proj"]))
+
+
+def test_a_training_starts_from_a_saved_one(tiny_model, base, episodes, tmp_path):
+    tokenizer = byte_tokenizer()
+    batch = collate_prompts(episodes, [[0], [1]], tokenizer, context=True)
+    model = make_lora(base, lora(rank=4))
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.normal_(0, 0.1)
+    save_lora(model, tmp_path)
+    fresh = PromptObjective(make_lora(tiny_model("qwen3", tokenizer=tokenizer), lora(rank=4)))
+    assert fresh(batch).loss.item() != PromptObjective(model)(batch).loss.item()
+    fill_from(fresh, tmp_path)
+    assert fresh(batch).loss.item() == PromptObjective(model)(batch).loss.item()
+    saved = read_config(tmp_path)
+    assert saved.r == 4 and sorted(saved.target_modules) == ["k_proj", "o_proj", "q_proj", "v_proj"]
 
 
 def test_saved_and_loaded_it_is_the_same(tiny_model, base, tmp_path):

@@ -1,0 +1,62 @@
+"""What a training will take, said before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipelines.training.batches import Schedule
+from pipelines.training.recipe import Recipe
+
+_ADAM_BYTES = 12
+"""Of a parameter: its float32 master and Adam's two moments, which ZeRO spreads over the workers."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Counts of one training.
+
+    Attributes:
+        parameters: of the adapter.
+        steps: optimiser steps, of ``contexts`` written contexts each.
+        tokens: written and read in all steps, about.
+        backbone_bytes, adapter_bytes: memory of each worker for the frozen weights, as they are stored, and for the
+            adapter with its gradients and its share of the optimiser; activations come on top.
+    """
+
+    parameters: int
+    steps: int
+    contexts: int
+    tokens: int
+    backbone_bytes: int
+    adapter_bytes: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, schedule: Schedule) -> Forecast:
+        train, dtype = recipe.cell.train, getattr(torch, recipe.cell.backbone.dtype)
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(recipe.backbone_config, dtype=dtype)
+            frozen = sum(p.numel() * p.element_size() for p in base.parameters())
+            parameters = sum(p.numel() for p in recipe.objective(base).parameters())
+        weights_and_gradients = 2 * (2 if train.precision == "bfloat16" else 4)
+        return cls(
+            parameters,
+            schedule.steps,
+            schedule.per_step,
+            round(sum(schedule.lengths) / len(schedule.lengths) * schedule.per_step * schedule.steps),
+            frozen,
+            parameters * (weights_and_gradients + _ADAM_BYTES // train.num_workers),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters:,} parameters; {self.steps:,} steps of {self.contexts} contexts, about {self.tokens:,} "
+            f"tokens; {_size(self.backbone_bytes)} of backbone and {_size(self.adapter_bytes)} of adapter and "
+            "optimiser on each worker, besides activations"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
