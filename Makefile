@@ -37,7 +37,7 @@ $(INSTALLED): $(VENV)/bin/python
 	@touch $@
 
 test: setup ## run the tests
-	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests -n 2 --dist worksteal
+	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests -n 2
 
 # Beside the environment and not in it: see the extra in pyproject.toml.
 test-quantized: setup ## run the tests of quantised backbones
