@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 UNSAID_WINDOW = 4096
 """Tokens, of a backbone whose configuration names no window."""
+
+
+def computed_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """The dtype to load weights in: float32 instead of a half precision that a CPU has no instructions for.
+
+    It would emulate them: a product of SmolLM2-135M's size took ninety times as long as in float32.
+    """
+    if torch.device(device).type != "cpu":
+        return dtype
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype if dtype not in supported or supported[dtype]() else torch.float32
 
 
 def window(config: PreTrainedConfig) -> int:

@@ -76,6 +76,7 @@ def load(
 
     from deltamem.adapters.files import load_adapter
     from deltamem.adapters.locate import locate, registered_backbone
+    from deltamem.backbone.facts import computed_dtype
     from deltamem.model import DeltaMemModel
 
     logging.disable_progress_bar()
@@ -97,6 +98,8 @@ def load(
             use_safetensors=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+        if dtype == "auto":
+            backbone = backbone.to(computed_dtype(backbone.dtype, device))
         backbone = backbone.to(device).eval()
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {error}") from error

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import is_flash_attn_2_available
 
+from deltamem.backbone.facts import computed_dtype
 from pipelines.errors import StageError
 from pipelines.run.files import file_digest, read_record
 
@@ -29,14 +30,16 @@ def load_backbone(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a prepared backbone in eval mode, with its tokenizer (which always has a padding token).
 
-    `dtype` and `attn_implementation` default to what the configuration said, `device` to the CPU.
+    `dtype` and `attn_implementation` default to what the configuration said, `device` to the CPU. A CPU without
+    instructions for the configuration's dtype computes in float32.
     FlashAttention falls back to sdpa where it is missing or can't run. A backbone whose entry has a quantization is
     quantised by transformers on its way to the device. Raises StageError when the folder is incomplete or damaged,
     when there is no such device, when the weights don't fit on it, or when they can't be quantised that way.
     """
     folder, device = Path(folder), torch.device(device or "cpu")
     spec = backbone_record(folder)["source"]
-    dtype = dtype or spec["dtype"]
+    if dtype is None:
+        dtype = computed_dtype(getattr(torch, spec["dtype"]), device)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     quantization = _quantization(folder.name, spec.get("quantization"), device)
     if not quantization:  # how much the quantised weights take only the method knows

@@ -7,6 +7,7 @@ import torch
 import yaml
 from gguf import GGUFWriter
 
+from deltamem.backbone.facts import computed_dtype
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.gguf_package import cached_gguf
 from pipelines.backbones.prepared import load_backbone
@@ -86,7 +87,7 @@ def test_smollm2_from_its_package_answers(tmp_path):
     spec = PackageBackbone(**yaml.safe_load(SMOLLM2.read_text()))
     prepare_backbone("smollm2", spec, tmp_path / "smollm2")
     model, tokenizer = load_backbone(tmp_path / "smollm2")
-    assert model.dtype == torch.bfloat16 and not hasattr(model.config, "quantization_config")
+    assert model.dtype == computed_dtype(torch.bfloat16, "cpu") and not hasattr(model.config, "quantization_config")
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
