@@ -23,6 +23,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
+        code = error_number(error) or errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def error_number(error: SafetensorError) -> int | None:
+    """The operating system's number of a failure, which safetensors gives in its text alone; None: it has none."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from deltamem.tensor_files import error_number
 from pipelines.errors import StageError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -25,18 +25,12 @@ def room_to_write(folder: Path) -> Generator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if _error_number(error) not in _NO_ROOM:
+        number = error.errno if isinstance(error, OSError) else error_number(error)
+        if number not in _NO_ROOM:
             raise
         raise StageError(
             f"No room to write in {folder} ({error}). Free some space, or set results_dir to another disk."
         ) from error
-
-
-def _error_number(error: OSError | SafetensorError) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))  # safetensors gives the number only in its text
-    return int(found[1]) if found else None
 
 
 @contextmanager
