@@ -109,8 +109,22 @@ class GeneratedSource(_Source, Generated):
     )
 
 
+class ConversationsSource(_Source):
+    """Conversations made up for the run: a person tells facts among small talk, and asks for them in other words."""
+
+    kind: Literal["conversations"]
+    train_conversations: Count = Field(4000, description="conversations to train on")
+    eval_conversations: Count = Field(200, description="conversations to evaluate on, with values and phrasings kept")
+    max_facts: Count = Field(6, description="facts told in a conversation: from one to so many, each with its question")
+    unknown_share: Number = Field(
+        0.2, ge=0, le=1, description="in what share of the conversations something is asked that wasn't told"
+    )
+    seed: int = Field(0, description="of what is drawn")
+
+
 DataSource = Annotated[
-    QasperSource | SquadSource | ChatSource | TweetqaSource | GeneratedSource, Field(discriminator="kind")
+    QasperSource | SquadSource | ChatSource | TweetqaSource | GeneratedSource | ConversationsSource,
+    Field(discriminator="kind"),
 ]
 
 _LEGACY_KEYS = {

@@ -15,16 +15,15 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from pipelines.config import Generated
 from pipelines.data.documents import Split
+from pipelines.data.draw import pick, shuffled
 from pipelines.errors import StageError, run_stage
 from pipelines.run.files import room_to_write
-
-T = TypeVar("T")
 
 PROPERTIES: Mapping[str, Sequence[str]] = {
     "colour": (
@@ -101,12 +100,12 @@ def _papers(split: Split, count: int, settings: Generated, taken: set[str]) -> d
 def _paper(rng: random.Random, paper_id: str, facts: int, taken: set[str], yes_no: bool) -> dict[str, Any]:
     """One paper: a question on every fact, and one more that is yes/no or unanswerable in turns."""
     systems = [_new_name(rng, taken) for _ in range(_systems_per_paper(facts))]
-    said = {system: _shuffled(rng, PROPERTIES)[:FACTS_PER_SYSTEM] for system in systems}
+    said = {system: shuffled(rng, PROPERTIES)[:FACTS_PER_SYSTEM] for system in systems}
     told = [(system, name, pick(rng, PROPERTIES[name])) for system in systems for name in said[system]][:facts]
 
     sections = []
     questions = []
-    section_names = _shuffled(rng, _SECTIONS)
+    section_names = shuffled(rng, _SECTIONS)
     for number, start in enumerate(range(0, facts, FACTS_PER_SECTION)):
         group = told[start : start + FACTS_PER_SECTION]
         sentences = [f"The {name} of {system} is {value}." for system, name, value in group]
@@ -182,18 +181,6 @@ def _new_name(rng: random.Random, taken: set[str]) -> str:
         if name not in taken:
             taken.add(name)
             return name
-
-
-def pick(rng: random.Random, items: Sequence[T]) -> T:
-    """One of the items, all alike likely.
-
-    Of the random module's methods only random() is promised to give the same numbers in every Python version.
-    """
-    return items[int(rng.random() * len(items))]
-
-
-def _shuffled(rng: random.Random, items: Any) -> list[Any]:
-    return sorted(items, key=lambda _: rng.random())
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

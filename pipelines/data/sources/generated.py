@@ -11,7 +11,8 @@ from deltamem.chat.format import sentence_spans
 from deltamem.chat.messages import Message
 from pipelines.config.data import Generated, GeneratedSource
 from pipelines.data.documents import Corpus, Document, Split
-from pipelines.data.generate import FILLERS, generate_papers, pick
+from pipelines.data.draw import pick
+from pipelines.data.generate import FILLERS, generate_papers
 from pipelines.data.sources.qasper import from_files
 
 FRAMES = (

@@ -1,0 +1,178 @@
+"""Conversations in which a person tells something about themselves, and questions for it in other words.
+
+Between small talk and ordinary requests a person tells one fact after another; the assistant acknowledges each. Every
+fact has a question, phrased otherwise than it was told, and the natural sentence that answers it. What is said is drawn
+from ``conversations.yaml``.
+
+The splits share nothing that a person says: a quarter of the values (names, cities, numbers, …: those with the smallest
+digests) and the last quarter of the phrasings of every kind are kept for evaluation. What they share are the kinds of
+facts, whom or what they are about ("my sister", "my dog") and what the assistant says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal
+
+import yaml
+
+from deltamem.chat.messages import Message
+from pipelines.data.draw import pick, shuffled
+
+TEXTS = Path(__file__).with_suffix(".yaml")
+HELD_OUT = 1 / 4
+"""Of the values, and of the phrasings of every kind."""
+
+Split = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something a person tells: of which kind, its value, and the texts about it with all names filled in."""
+
+    kind: str
+    value: str
+    told: str
+    reply: str
+    question: str
+    answer: str
+
+    def as_dict(self) -> dict[str, str]:
+        """What is asked of it: its kind, value, question and answer."""
+        return {key: getattr(self, key) for key in ("kind", "value", "question", "answer")}
+
+
+def conversations(
+    count: int, seed: int, split: Split, facts: tuple[int, int] = (1, 6), turns_after: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Conversations of a split; the first ones don't depend on ``count``.
+
+    Args:
+        facts: how many facts one tells, from the first number to the second.
+        turns_after: ordinary turns that follow on the last fact, besides those between facts.
+
+    Yields:
+        ``{"messages": [{"role", "content"}, …], "facts": [{"kind", "value", "question", "answer"}, …], "unknown":
+        {"question", "answer"}}``: turns of a user's message and a reply each; what is asked of each fact, in the order
+        they were told, and a question for something that was not told.
+    """
+    for number in range(count):
+        rng = random.Random(f"{seed}/{split}/{number}")
+        fewest, most = facts
+        told = _facts(rng, split, pick(rng, range(fewest, most + 1)) + 1)
+        unknown = told.pop()
+        yield {
+            "messages": _messages(rng, split, told, turns_after),
+            "facts": [fact.as_dict() for fact in told],
+            "unknown": {"question": unknown.question, "answer": pick(rng, _texts()["unknown"])},
+        }
+
+
+def ordinary_turns(split: Split) -> list[tuple[str, str]]:
+    """What is said besides facts, and a reply that fits: small talk, then requests."""
+    return [(said, reply) for kind in ("small_talk", "requests") for said, reply in _of_split(_texts()[kind], split)]
+
+
+@cache
+def values(pool: str, split: Split) -> list[str]:
+    """The values of a pool in a split."""
+    return [value for value in _pool(pool) if _is_held_out(value) == (split == "eval")]
+
+
+def _messages(rng: random.Random, split: Split, facts: Sequence[Fact], turns_after: int) -> list[Message]:
+    ordinary = itertools.cycle(shuffled(rng, ordinary_turns(split)))
+    turns: list[tuple[str, str]] = []
+    waiting = list(facts)
+    while waiting:
+        while rng.random() < 0.3:
+            turns.append(next(ordinary))
+        together, waiting = (waiting[:2], waiting[2:]) if rng.random() < 0.2 else (waiting[:1], waiting[1:])
+        turns.append((" ".join(fact.told for fact in together), together[-1].reply))
+    turns += itertools.islice(ordinary, turns_after)
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+
+
+def _facts(rng: random.Random, split: Split, count: int) -> list[Fact]:
+    """So many facts about different things, no value twice."""
+    found: dict[tuple[str, ...], Fact] = {}
+    while len(found) < count:
+        kind = pick(rng, list(_texts()["kinds"]))
+        about, fact = _fact(rng, split, kind)
+        if fact.value not in {other.value for other in found.values()}:
+            found.setdefault((kind, *about.values()), fact)
+    return list(found.values())
+
+
+def _fact(rng: random.Random, split: Split, kind: str) -> tuple[dict[str, str], Fact]:
+    """A fact of a kind, and what it is about."""
+    entry = _texts()["kinds"][kind]
+    about = {name: pick(rng, _pool(name)) for name in _names(kind)}
+    filled = about | {"value": pick(rng, values(entry["pool"], split))}
+    told = _said(rng, split, entry["tell"], "tell_frames", filled)
+    question = _said(rng, split, entry["ask"], "ask_frames", filled)
+    replies = entry["reply"] if rng.random() < 0.5 else _texts()["replies"]
+    reply, answer = (_fill(pick(rng, texts), filled) for texts in (replies, entry["answer"]))
+    return about, Fact(kind, filled["value"], told, reply, question, answer)
+
+
+def _said(rng: random.Random, split: Split, texts: Sequence[str], frames: str, names: Mapping[str, str]) -> str:
+    """One of a person's phrasings, as it is or with something before it."""
+    text = pick(rng, _of_split(texts, split))
+    if rng.random() < 0.4:
+        return _fill(text, names)
+    frame = pick(rng, _of_split(_texts()[frames], split)).removesuffix("{}")
+    if frame.rstrip()[-1] in ".!?:":
+        return frame + _fill(text, names)
+    starts_small = not text.startswith(("I ", "I'", "{"))
+    return frame + (text[0].lower() + text[1:] if starts_small else text).format_map(names)
+
+
+def _fill(text: str, names: Mapping[str, str]) -> str:
+    filled = text.format_map(names)
+    return filled[0].upper() + filled[1:]
+
+
+@cache
+def _names(kind: str) -> list[str]:
+    """What a kind's texts name besides the value: whom or what its facts are about."""
+    entry = _texts()["kinds"][kind]
+    texts = [text for key in ("tell", "reply", "ask", "answer") for text in entry[key]]
+    return sorted({name for text in texts for _, name in _cut(text) if name} - {"value"})
+
+
+def _of_split(texts: Sequence[Any], split: Split) -> Sequence[Any]:
+    """The phrasings of a split: the last quarter is for evaluation, one at least."""
+    kept = len(texts) - max(1, int(HELD_OUT * len(texts)))
+    return texts[:kept] if split == "train" else texts[kept:]
+
+
+def _is_held_out(value: str) -> bool:
+    # by the value alone, so that what stands in two pools is of one split
+    return hashlib.sha256(value.lower().encode()).digest()[0] < HELD_OUT * 256
+
+
+@cache
+def _pool(name: str) -> list[str]:
+    """All values of a pool, those of the pools that it names put in."""
+    found: dict[str, None] = {}
+    for entry in _texts()["pools"][name]:
+        parts = [[text] if pool is None else [text + value for value in _pool(pool)] for text, pool in _cut(entry)]
+        found |= dict.fromkeys("".join(chosen) for chosen in itertools.product(*parts))
+    return list(found)
+
+
+def _cut(entry: str) -> list[tuple[str, str | None]]:
+    return [(text, name) for text, name, _, _ in Formatter().parse(entry)] or [("", None)]
+
+
+@cache
+def _texts() -> dict[str, Any]:
+    return yaml.safe_load(TEXTS.read_text(encoding="utf-8"))

@@ -1,0 +1,81 @@
+"""Conversations: facts told as a person would, asked for in other words, and nothing of the evaluation in training."""
+
+import itertools
+import re
+
+import pytest
+
+from pipelines.data.conversations import conversations, ordinary_turns, values
+
+
+def said(conversation):
+    return [m["content"] for m in conversation["messages"] if m["role"] == "user"]
+
+
+@pytest.fixture(scope="module", params=["train", "eval"])
+def many(request):
+    return list(conversations(400, 3, request.param))
+
+
+def test_every_fact_is_told_once_and_its_answer_is_a_sentence_with_the_value(many):
+    for conversation in many:
+        told = " ".join(said(conversation))
+        for fact in conversation["facts"]:
+            assert fact["value"].lower() in told.lower() and fact["value"] in fact["answer"]
+            assert fact["answer"].endswith(".") and fact["question"].endswith("?")
+            assert fact["value"].lower() not in fact["question"].lower().split()
+
+
+def test_turns_are_a_user_s_message_and_a_reply(many):
+    for conversation in many:
+        roles = [message["role"] for message in conversation["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_questions_of_a_conversation_have_different_answers(many):
+    for conversation in many:
+        found = [fact["value"] for fact in conversation["facts"]]
+        questions = [fact["question"] for fact in conversation["facts"]] + [conversation["unknown"]["question"]]
+        assert len(set(found)) == len(found) in range(1, 7)
+        assert len(set(questions)) == len(questions)
+
+
+def test_no_place_is_left_unfilled_and_sentences_begin_in_capitals(many):
+    for conversation in many:
+        texts = [m["content"] for m in conversation["messages"]]
+        texts += [text for fact in conversation["facts"] for text in (fact["question"], fact["answer"])]
+        assert not [text for text in texts if re.search(r"[{}]", text) or text[0].islower()]
+
+
+def test_many_kinds_of_facts_are_told(many):
+    kinds = {fact["kind"] for conversation in many for fact in conversation["facts"]}
+    assert len(kinds) > 40
+
+
+def test_what_a_person_says_in_evaluation_never_occurs_in_training():
+    sets = [list(conversations(2000, 0, split)) for split in ("train", "eval")]
+    for key in ("value", "question"):
+        train, held_out = ({fact[key] for c in part for fact in c["facts"]} for part in sets)
+        assert held_out and not train & held_out
+    train, held_out = ({text for c in part for text in said(c)} for part in sets)
+    assert not train & held_out
+
+
+@pytest.mark.parametrize("pool", ["first_name", "city", "job", "dish", "code", "date"])
+def test_values_are_split_whatever_pool_they_stand_in(pool):
+    train, held_out = (set(values(pool, split)) for split in ("train", "eval"))
+    assert not train & held_out and len(held_out) > 10
+    assert 0.12 < len(held_out) / len(train | held_out) < 0.4
+
+
+def test_the_number_of_facts_and_of_turns_after_them_can_be_set():
+    for conversation in conversations(50, 1, "eval", (3, 3), turns_after=4):
+        ordinary = {text for text, _ in ordinary_turns("eval")}
+        assert len(conversation["facts"]) == 3
+        assert all(text in ordinary for text in said(conversation)[-4:])
+
+
+def test_the_same_seed_gives_the_same_and_a_longer_run_begins_alike():
+    some = list(conversations(20, 7, "train"))
+    assert list(itertools.islice(conversations(500, 7, "train"), 20)) == some
+    assert list(conversations(20, 8, "train")) != some
