@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -22,12 +22,13 @@ from rich.console import Console
 
 from pipelines.benchmarks import Context, get_benchmark
 from pipelines.benchmarks.base import first_questions
-from pipelines.config import Config, load_config
+from pipelines.config import FROZEN, Config, load_config
 from pipelines.config.conditions import CONDITIONS
 from pipelines.errors import run_stage
 from pipelines.evaluation.exam import Exam
 from pipelines.evaluation.examiner import Examiner, reader_and_encoder
 from pipelines.evaluation.intake import Intake, told
+from pipelines.evaluation.own_replies import with_own_replies
 from pipelines.evaluation.records import Record, RecordLog, write_parquet
 from pipelines.evaluation.results import summarise
 from pipelines.evaluation.statistics import Bootstrap
@@ -112,13 +113,14 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
     benchmark = get_benchmark(
         exam.benchmark, config.entry("benchmarks", exam.benchmark), Layout(config).data(exam.backbone, "eval")
     )
-    model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
     intake = Intake.of(list(benchmark.contexts()), benchmark.bad_records)
     for sentence in told(intake.note()):
         console.print(f"{exam.benchmark}: {sentence}")
     contexts = intake.contexts
     if exam.limit is not None:
         contexts = first_questions(contexts, exam.limit)
+    contexts = _with_own_replies(exam, contexts, benchmark.max_new_tokens)
+    model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
     reader, encoder = reader_and_encoder(model, tokenizer, contexts[0].questions[0])
     conditions: Sequence[str] = how.conditions
     if not reader.has_memory:
@@ -141,6 +143,15 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
     Examiner(benchmark, contexts, reader, encoder, log, *limits, console).run(conditions)
     note = intake.note()
     return log, Answers(log.records, benchmark.metrics, {"records": note} if note else {})
+
+
+def _with_own_replies(exam: Exam, contexts: list[Context], limit: int) -> list[Context]:
+    """The contexts; questions without references get the frozen backbone's own replies."""
+    if all(question.references for context in contexts for question in context.questions):
+        return contexts
+    model, tokenizer, _ = load_model(exam.config, exam.backbone, FROZEN, 0)
+    reader, encoder = reader_and_encoder(model, tokenizer, replace(contexts[0].questions[0], references=["Yes."]))
+    return with_own_replies(contexts, reader, encoder, limit, exam.config.evaluate.batch_size)
 
 
 def _cache_bytes(device: torch.device, gpus: float) -> int:

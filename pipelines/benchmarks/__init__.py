@@ -22,6 +22,8 @@ _CLASSES = {
     "memory_agent_bench": "MemoryAgentBench",
     "test_time_learning": "TestTimeLearning",
     "facts": "Facts",
+    "chat_recall": "ChatRecall",
+    "chat_replies": "ChatReplies",
 }
 
 

@@ -20,7 +20,8 @@ class Question:
         cluster_id: questions of one document or conversation share it; intervals are clustered by it.
         messages: the question as chat messages; the last is the user's. A system message, if any, is the
             first.
-        references: accepted answers, never empty; the answer NLL is that of the first.
+        references: accepted answers; the answer NLL is that of the first. None: the frozen backbone's own reply is
+            meant, which the evaluation puts there (:mod:`pipelines.evaluation.own_replies`).
         category: the benchmark's own split, such as "bridge"; "" where there is none.
         extra: what the scorer needs besides.
         max_new_tokens: of this answer, where it differs from the benchmark's.
@@ -89,6 +90,8 @@ class Benchmark(Protocol):
         metrics: names of the scores, in [0, 1], higher is better; the first is the headline.
         drop_first: which messages of a history that doesn't fit the window are left out of the prompt: the
             "oldest" or the "newest". The memory is written from all of it.
+        writes_questions: whether question and answer are written as they are read, as chats do, and not only under
+            ``full``.
         bad_records: what of its files could not be used as it is; complete once the contexts have been read.
     """
 
@@ -98,6 +101,7 @@ class Benchmark(Protocol):
     stop: tuple[str, ...]
     metrics: tuple[str, ...]
     drop_first: Literal["oldest", "newest"]
+    writes_questions: bool
     bad_records: list[BadRecord]
 
     def contexts(self) -> Iterator[Context]:

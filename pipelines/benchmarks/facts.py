@@ -27,6 +27,7 @@ class Facts:
     stop: tuple[str, ...] = ()
     metrics = ("exact_match", "substring_exact_match")
     drop_first = "oldest"
+    writes_questions = False
 
     def __init__(self, name: str, settings: FactsSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings

@@ -34,6 +34,7 @@ class Hotpotqa:
     stop: tuple[str, ...] = ()
     metrics = ("exact_match", "f1")
     drop_first = "newest"
+    writes_questions = False
 
     def __init__(self, name: str, settings: HotpotqaSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings

@@ -60,6 +60,7 @@ class Locomo:
     stop: tuple[str, ...] = ()
     metrics = ("f1",)
     drop_first = "oldest"
+    writes_questions = False
 
     def __init__(self, name: str, settings: LocomoSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings

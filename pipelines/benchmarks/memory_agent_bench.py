@@ -43,6 +43,7 @@ class MemoryAgentBench:
     stop: tuple[str, ...] = ()
     metrics = ("score", "substring_exact_match", "exact_match", "f1", "recall_at_5")
     drop_first = "oldest"
+    writes_questions = False
 
     def __init__(self, name: str, settings: MemoryAgentBenchSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings

@@ -26,6 +26,7 @@ class Qasper:
     stop: tuple[str, ...] = ()
     metrics = ("f1",)
     drop_first = "oldest"
+    writes_questions = False
     category = "answer_type"
     """Column of the episodes that holds a question's category."""
 

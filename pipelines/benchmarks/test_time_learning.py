@@ -47,6 +47,7 @@ class TestTimeLearning:
     stop: tuple[str, ...] = ()
     metrics = ("exact_match",)
     drop_first = "oldest"
+    writes_questions = False
 
     def __init__(self, name: str, settings: TtlSettings) -> None:
         self.name, self.version, self.settings = name, str(settings.version), settings

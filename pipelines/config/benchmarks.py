@@ -104,6 +104,32 @@ class FactsSettings(Section):
     seed: int = Field(42, description="of the papers and questions drawn")
 
 
+class ChatRecallSettings(Section):
+    """Facts that a person tells in a chat, asked for in other words once the turns have left the window."""
+
+    kind: Literal["chat_recall"]
+    version: Version
+    facts: Annotated[list[Count], Field(min_length=1), AfterValidator(unique)] = Field(
+        [1, 2, 4], description="numbers of facts told in a conversation"
+    )
+    turns_after: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(unique)] = Field(
+        [0, 2, 4, 8], description="numbers of ordinary turns between the last fact and the question"
+    )
+    conversations: Count = Field(32, description="conversations of each number of facts; every fact is asked for")
+    seed: int = Field(42, description="of the conversations drawn")
+
+
+class ChatRepliesSettings(Section):
+    """Ordinary requests after a chat: how likely the frozen backbone's own replies stay."""
+
+    kind: Literal["chat_replies"]
+    version: Version
+    conversations: Count = Field(32, description="conversations that fill the memory")
+    requests: Count = Field(4, description="requests after each")
+    max_new_tokens: Count = Field(128, description="longest reply; of requests with a longer one nothing is asked")
+    seed: int = Field(42, description="of the conversations and requests drawn")
+
+
 class LmEvalSettings(Section):
     """A task of lm-evaluation-harness. It has no history: the prompt is read, and written as it is read."""
 
@@ -127,6 +153,8 @@ BenchmarkSettings = Annotated[
     | MemoryAgentBenchSettings
     | TtlSettings
     | FactsSettings
+    | ChatRecallSettings
+    | ChatRepliesSettings
     | LmEvalSettings,
     Field(discriminator="kind"),
 ]

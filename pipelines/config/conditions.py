@@ -64,7 +64,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "strength_0": Condition(
         "question",
         "written from the right history, steering nothing",
-        "A check of the model: the answers of none, to the bit.",
+        "What the frozen model says: the answers of none, to the bit, where questions are only read.",
         written_from="own",
         strength=0.0,
         by_default=False,

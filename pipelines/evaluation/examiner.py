@@ -143,8 +143,8 @@ class Examiner:
         def start(rows: list[int]) -> Rows:
             return self.reader.start(len(rows), memory.select(rows) if memory and written_from else None)
 
-        # read only: the conditions are to differ in the memory they find and in nothing else
-        self._ask(condition, tasks, start, write=False, at_once=self.batch_size)
+        # read only, if it isn't a chat: the conditions are to differ in the memory they find and in nothing else
+        self._ask(condition, tasks, start, write=self.benchmark.writes_questions, at_once=self.batch_size)
 
     # --- histories -----------------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ def effects(
 
 
 def lines(rows: pd.DataFrame, x: str, methods: Sequence[str], unit: str, x_unit: str) -> Figure:
-    """One panel per method: a line with intervals per condition against the column ``x``, on a logarithmic axis."""
+    """One panel per method: a line with intervals per condition against ``x``, which doubles and may be 0."""
     methods = [method for method in methods if method in set(rows["method"])]
     figure, axes = _panels(len(methods), 2.4, 0.4, sharex="all")
     for axis, method in zip(axes.flat, methods, strict=False):
@@ -103,7 +103,7 @@ def lines(rows: pd.DataFrame, x: str, methods: Sequence[str], unit: str, x_unit:
             chosen = rows[(rows["method"] == method) & (rows["name"] == name)].sort_values(x)
             style = {"fmt": "o-", "markersize": 4, "capsize": 2, "color": COLOURS[name], "label": name}
             axis.errorbar(chosen[x], chosen["value"], yerr=_whiskers(chosen), **style)
-        axis.set_xscale("log", base=2)
+        axis.set_xscale("symlog", base=2, linthresh=1)  # logarithmic from 1 on
         axis.set_xticks(sorted(set(rows[x])), sorted(set(rows[x])))
         axis.tick_params(labelbottom=True)
         axis.set_title(method)

@@ -31,8 +31,8 @@ class Plot(NamedTuple):
 def write_plots(config: Config, results: Results, folder: Path) -> dict[str, tuple[str, str]]:
     """Writes every plot for which there is data; returns {name: (words, SVG)} of them.
 
-    Names: those of DECLARED; ``validation``; ``scores-BACKBONE-BENCHMARK`` and ``ablations-BACKBONE-BENCHMARK``,
-    ``learning-BACKBONE`` (the test-time learning tasks) and ``cost-BACKBONE``.
+    Names: those of DECLARED; ``validation``; ``scores-BACKBONE-BENCHMARK``, ``retention-BACKBONE-BENCHMARK`` and
+    ``ablations-BACKBONE-BENCHMARK``, ``learning-BACKBONE`` (the test-time learning tasks) and ``cost-BACKBONE``.
     """
     for old in folder.glob("*.svg"):
         old.unlink()
@@ -60,9 +60,10 @@ def _plots(config: Config, results: Results) -> Iterator[tuple[str, Plot]]:
         for benchmark in benchmarks:
             rows = _headline(results, backbone, benchmark)
             yield from _ablations(results, backbone, benchmark, rows)
-            if config.benchmarks[benchmark].kind == "facts":
+            kind = config.benchmarks[benchmark].kind
+            if kind in ("facts", "chat_recall"):
                 yield from _by_facts(results, backbone, benchmark, rows)
-            elif config.benchmarks[benchmark].kind != "test_time_learning":
+            elif kind != "test_time_learning":
                 yield from _by_category(results, backbone, benchmark, rows)
         tasks = [name for name in benchmarks if config.benchmarks[name].kind == "test_time_learning"]
         yield from _learning(results, backbone, tasks)
@@ -89,11 +90,18 @@ def _by_category(results: Results, backbone: str, benchmark: str, rows: pd.DataF
 
 
 def _by_facts(results: Results, backbone: str, benchmark: str, rows: pd.DataFrame) -> Iterator[tuple[str, Plot]]:
-    inside = rows[rows["kind"] == "category"]
-    inside = inside.assign(facts=inside["category"].str.extract(r"(\d+)", expand=False).astype(int))
-    unit = _unit(results, backbone, benchmark)
-    figure = charts.lines(inside, "facts", results.methods.main, unit, "facts in a paper")
+    """Against the number of facts and, where there is one, the number of turns since they were told."""
+    inside = rows[(rows["kind"] == "category") & rows["method"].isin(results.methods.main)]
+    numbers = inside["category"].str.extract(r"(?P<facts>\d+) facts?(?:, (?P<turns>\d+) turns? later)?")
+    inside = inside.assign(facts=numbers["facts"].astype(int), turns=numbers["turns"].fillna("0").astype(int))
+    unit, soonest = _unit(results, backbone, benchmark), inside["turns"].min()
+    figure = charts.lines(inside[inside["turns"] == soonest], "facts", results.methods.main, unit, "facts told")
     yield f"scores-{backbone}-{benchmark}", Plot("Scores by number of facts", figure)
+    if inside["turns"].nunique() > 1:
+        by_number = inside.assign(method=inside["method"] + inside["facts"].map(", {} told".format))
+        panels = list(dict.fromkeys(by_number.sort_values(["facts"], kind="stable")["method"]))
+        figure = charts.lines(by_number, "turns", panels, unit, "turns since")
+        yield f"retention-{backbone}-{benchmark}", Plot("Scores by number of turns since", figure)
 
 
 def _learning(results: Results, backbone: str, tasks: Sequence[str]) -> Iterator[tuple[str, Plot]]:

@@ -43,9 +43,11 @@ METRICS = {
     "test_time_learning": ("exact_match",),
     "memory_agent_bench": ("score",),
     "facts": ("exact_match",),
+    "chat_recall": ("recalled",),
 }
 CATEGORIES = {
     "facts": ("1 fact", "16 facts", "2 facts", "8 facts"),
+    "chat_recall": ("2 facts", "2 facts, 8 turns later", "4 facts", "4 facts, 8 turns later"),
     "locomo": ("multi_hop", "open_domain", "single_hop", "temporal"),
     "hotpotqa": ("bridge", "comparison"),
     "memory_agent_bench": ("AR/ruler_qa", "CR/factconsolidation", "LRU/detective_qa", "TTL/icl_banking77"),

@@ -49,8 +49,8 @@ class Letters:
 
     name, version, max_new_tokens, stop, metrics = "letters", "1", 6, (), ("letters",)
 
-    def __init__(self, contexts=CONTEXTS, drop_first="oldest"):
-        self.held, self.drop_first = contexts, drop_first
+    def __init__(self, contexts=CONTEXTS, drop_first="oldest", writes_questions=False):
+        self.held, self.drop_first, self.writes_questions = contexts, drop_first, writes_questions
 
     def contexts(self):
         return iter(self.held)
@@ -88,9 +88,10 @@ def evaluate(tokenizer, tmp_path):
         batch_size=3,
         window=4096,
         drop_first="oldest",
+        writes_questions=False,
         **options,
     ):
-        benchmark = Letters(contexts, drop_first)
+        benchmark = Letters(contexts, drop_first, writes_questions)
         segment = model.config.segment if hasattr(model, "memory_layers") else "message"
         encoder = PromptEncoder(tokenizer, segment, window)
         reader = options.pop("reader", None) or Reader(model, [tokenizer.eos_token_id], tokenizer.pad_token_id)
@@ -177,6 +178,22 @@ def test_question_alone_with_every_memory(strategy, make_model, tokenizer, evalu
     assert nlls["none"] != nlls["state"] != nlls["swapped"] != nlls["permuted"] != nlls["state"], (
         "the memory must matter for this test to tell anything"
     )
+
+
+@pytest.mark.parametrize("strategy", ["tsw", "msw"])
+def test_a_chat_s_question_is_written_as_it_is_read(strategy, make_model, tokenizer, evaluate):
+    model = make_model(strategy)
+    conditions = ["none", "state", "strength_0"]
+    records, alone = evaluate(model, conditions=conditions, writes_questions=True), Alone(model, tokenizer)
+    for c in CONTEXTS:
+        for question in c.questions:
+            encoded = alone.encode(question.messages)
+            for condition, memory in (("none", None), ("state", alone.written(c.history))):
+                expected = alone.ask(*encoded, question, memory, write=True)
+                assert_same(records[condition, question.question_id], expected)
+            none, off = (records[name, question.question_id]["nll"] for name in ("none", "strength_0"))
+            assert off == pytest.approx(alone.ask(*encoded, question, None, write=False)[0], abs=1e-4)
+            assert none != pytest.approx(off, abs=1e-4)
 
 
 def test_strengths_turn_the_memory_off_and_up(make_model, tokenizer, evaluate):

@@ -141,8 +141,20 @@ def test_numbers_of_facts_are_in_their_order_and_make_lines(tmp_path):
     assert list(dict.fromkeys(inside["category"])) == ["1 fact", "2 facts", "8 facts", "16 facts"]
     made = write_plots(run.config, results, tmp_path)
     words, svg = made[f"scores-{BACKBONE}-facts"]
-    assert words == "Scores by number of facts" and "<!-- facts in a paper -->" in svg
+    assert words == "Scores by number of facts" and "<!-- facts told -->" in svg
     assert svg.index("<!-- 2 -->") < svg.index("<!-- 8 -->") < svg.index("<!-- 16 -->")
+
+
+def test_recall_of_a_chat_is_drawn_by_facts_and_by_turns_since(tmp_path):
+    chat = {"chat": {"kind": "chat_recall", "version": 1}}
+    run = SyntheticRun(tmp_path, benchmarks=chat, seeds=[42], register={"champion_metric": "chat/memory_effect_nll"})
+    made = write_plots(run.config, gather(run.finish().config), tmp_path)
+    _, svg = made[f"scores-{BACKBONE}-chat"]
+    assert "<!-- facts told -->" in svg and "<!-- recalled -->" in svg
+    words, svg = made[f"retention-{BACKBONE}-chat"]
+    assert words == "Scores by number of turns since" and "<!-- turns since -->" in svg
+    assert svg.index("<!-- tsw, 2 told -->") < svg.index("<!-- tsw, 4 told -->")
+    assert svg.index("<!-- 0 -->") < svg.index("<!-- 8 -->")
 
 
 def test_the_curve_shows_when_memory_forms(run, results, tmp_path):
