@@ -25,10 +25,14 @@ include: "workflow/rules/register.smk"
 include: "workflow/rules/report.smk"
 
 
+# Every result by name, for a report may already be there that a failed run wrote of what it had finished.
 rule all:
     default_target: True
     input:
         LAYOUT.report_page,
+        EVALUATIONS,
+        TRAINING_RECORDS,
+        REGISTRATIONS,
 
 
 onstart:

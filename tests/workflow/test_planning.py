@@ -75,6 +75,23 @@ def test_a_strategy_may_start_from_anothers_adapter(workflow):
     }  # fmt: skip
 
 
+def test_a_report_of_what_was_finished_does_not_hide_what_is_missing(workflow):
+    workflow.pretend()
+    cell = "tiny-random/ssw/seed42"
+    missing = [f"adapters/{cell}/adapter_model.safetensors", f"adapters/{cell}/training.json"]
+    missing += [f"evals/{cell}/qasper.json", f"register/{cell}.json"]
+    for name in missing:  # as a failed training leaves it, whose run then wrote the report
+        (workflow.folder / "results/tiny" / name).unlink()
+    (workflow.folder / "results/tiny/report/index.html").touch()
+    assert sorted(workflow.plan()) == [
+        "Choosing the best adapter of tiny-random",
+        "Evaluating ssw on tiny-random, seed 42: qasper",
+        "Registering ssw on tiny-random, seed 42",
+        "Training ssw on tiny-random, seed 42",
+        "Writing the report",
+    ]
+
+
 def test_partial_reruns(workflow):
     workflow.pretend()
     assert workflow.plan() == []

@@ -26,6 +26,10 @@ except StageError as error:
 LAYOUT = Layout(CONFIG)
 RESOLVED = str(LAYOUT.resolved_config)
 
+EVALUATIONS = [LAYOUT.evaluation(*evaluation) for evaluation in parts.evaluations(CONFIG)]
+TRAINING_RECORDS = [LAYOUT.training_record(*cell) for cell in parts.cells(CONFIG)]
+REGISTRATIONS = [LAYOUT.registration(*cell) for cell in parts.cells(CONFIG)]
+
 # How many GPUs there are Snakemake can't know; a limit on the command line (--resources gpus=4) wins. Jobs may take a
 # share of one and Snakemake counts in whole numbers, so they are given out in thousandths.
 GPU_LIMIT = workflow.global_resources["gpus"].value if "gpus" in workflow.global_resources else len(visible_gpus())

@@ -2,8 +2,8 @@ rule report:
     message:
         "Writing the report"
     input:
-        evaluations=[LAYOUT.evaluation(*evaluation) for evaluation in parts.evaluations(CONFIG)],
-        training=[LAYOUT.training_record(*cell) for cell in parts.cells(CONFIG)],
+        evaluations=EVALUATIONS,
+        training=TRAINING_RECORDS,
         champions=[LAYOUT.champion(backbone) for backbone in CONFIG.backbones],
     output:
         page=report(LAYOUT.report_page, caption="../report/page.rst", category="Results"),
