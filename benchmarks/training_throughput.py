@@ -25,8 +25,9 @@ from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.acceleration import compile_norms_and_mlps
 from pipelines.config import Train
 from pipelines.data.shards import open_episodes
-from pipelines.training.batches import Schedule, collate
+from pipelines.training.batches import collate
 from pipelines.training.objective import MemoryObjective
+from pipelines.training.schedule import Schedule
 
 ORDERS = ("even", "sorted", "drawn", "no padding")
 
@@ -75,7 +76,7 @@ def _batches(schedule, table, pad, order, step):
     """(groups of episodes, weight) of a step, and the batch made of them."""
     even = schedule.micro_batches(step, 0)
     if order not in ("sorted", "drawn"):
-        for groups, weight in even:
+        for groups, weight, _ in even:
             batch = collate(table, groups, pad)
             yield groups, weight, _without_padding(batch) if order == "no padding" else batch
         return

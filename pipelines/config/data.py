@@ -6,11 +6,13 @@ per source.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipelines.config.types import Count, Name, Number, Section
+
+Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 class Generated(Section):
@@ -18,7 +20,11 @@ class Generated(Section):
 
     train_papers: Count = Field(96, description="papers to train on")
     eval_papers: Count = Field(24, description="papers to evaluate on; they don't change with train_papers")
-    facts_per_paper: Count = Field(6, description="facts in a paper, each with its question, and one question more")
+    facts_per_paper: Count | Annotated[list[Count], Field(min_length=1)] = Field(
+        6,
+        description="facts in a paper, each with its question, and one question more; of several numbers the papers "
+        "have them in turns",
+    )
     seed: int = Field(0, description="of the facts drawn")
 
 
@@ -26,9 +32,17 @@ class _Source(Section):
     weight: Number = Field(
         1.0, ge=0, description="how often training draws from this source, relative to the weights of the others"
     )
+    start: Share = Field(0.0, description="share of the training's steps after which it draws from this source")
+    stop: Share = Field(1.0, description="share of the training's steps from which on it no longer does")
     system_prompt: str | None = Field(
         None, description="system message before what is written and before what is read; null: none"
     )
+
+    @model_validator(mode="after")
+    def _starts_before_it_stops(self) -> Self:
+        if self.start >= self.stop:
+            raise ValueError(f"start {self.start:g} isn't before stop {self.stop:g}: no step draws from this source")
+        return self
 
 
 class _FileSource(_Source):
@@ -37,6 +51,14 @@ class _FileSource(_Source):
     )
     eval_share: Number = Field(
         0.05, gt=0, lt=1, description="share of the training records that is held out where there are no eval_files"
+    )
+
+
+class _TextSource(_FileSource):
+    gaps: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description='questions more about each training text, at most: "Fill in the blank: …", with a name, a number '
+        "or a long word of it left out",
     )
 
 
@@ -49,16 +71,26 @@ class QasperSource(_FileSource):
     hub_revision: str | None = Field(None, description="its branch, tag or commit; null: its Parquet conversion")
 
 
-class SquadSource(_FileSource):
-    """Passages in SQuAD's form, version 1.1 or 2.0: a passage or a sentence of it is written, and asked about."""
+class SquadSource(_TextSource):
+    """Passages in SQuAD's form, version 1.1 or 2.0: a passage or a part of it is written, and asked about."""
 
     kind: Literal["squad"]
     train_files: list[str] = Field(min_length=1, description="JSON files in SQuAD's form")
-    write: Literal["passage", "sentence"] = Field(
+    write: Literal["passage", "window", "sentence"] = Field(
         "passage",
-        description="what is written: the whole passage, or the sentence that holds the answer; questions about the "
-        "same text share one write",
+        description="what is written: the whole passage, the run of two or three sentences that holds the answer, or "
+        "that sentence alone; questions about the same text share one write",
     )
+    texts: Literal["asked", "others"] = Field(
+        "asked",
+        description="which texts: those that questions are asked about, or the others, which only gaps are asked about",
+    )
+
+    @model_validator(mode="after")
+    def _others_have_gaps(self) -> SquadSource:
+        if self.texts == "others" and not self.gaps:
+            raise ValueError("texts: others have no questions of their own; give gaps, how many to ask about each")
+        return self
 
 
 class ChatSource(_FileSource):
@@ -93,7 +125,7 @@ class ChatSource(_FileSource):
         return self
 
 
-class TweetqaSource(_FileSource):
+class TweetqaSource(_TextSource):
     """Tweets in TweetQA's form: a tweet is written, its questions are answered in free text."""
 
     kind: Literal["tweetqa"]
@@ -104,8 +136,10 @@ class GeneratedSource(_Source, Generated):
     """Invented facts, told in papers or in conversations, and questions for single facts."""
 
     kind: Literal["generated"]
-    told: Literal["paper", "conversation"] = Field(
-        "paper", description="how the facts are told: in a paper's sections, or by a user between other remarks"
+    told: Literal["paper", "conversation", "text"] = Field(
+        "paper",
+        description="how the facts are told: in a paper's sections, by a user between other remarks, or one after the "
+        "other as one text, without a question more",
     )
 
 
@@ -178,6 +212,10 @@ class Data(Section):
             raise ValueError("source 'files' needs train_files and eval_files")
         if self.sources and not sum(source.weight for source in self.sources.values()):
             raise ValueError(f"the weights of {', '.join(self.sources)} sum to 0; give at least one source a weight")
+        if self.sources:
+            for place in {0.0, *(source.stop for source in self.sources.values() if source.stop < 1)}:
+                if not any(s.weight and s.start <= place < s.stop for s in self.sources.values()):
+                    raise ValueError(f"no source with a weight is drawn from at {place:g} of the steps (start, stop)")
         return self
 
     @property
@@ -200,6 +238,11 @@ class Data(Section):
     def weights(self) -> dict[str, float]:
         """Of every entry of ``sources``."""
         return {name: source.weight for name, source in self.sources.items()}
+
+    @property
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """[start, stop) of every entry of ``sources``, as shares of the steps."""
+        return {name: (source.start, source.stop) for name, source in self.sources.items()}
 
     @property
     def unused_keys(self) -> set[str]:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from pipelines.config.conditions import ASKED_BY_DEFAULT, CONDITIONS, ConditionName
 from pipelines.config.files import read_mapping
+from pipelines.config.further_losses import Contrast, RepeatText, WriteAfter
 from pipelines.config.types import Count, GpuShare, Number, Section, unique
 
 
@@ -43,6 +44,9 @@ class Train(Section):
     write_questions: bool = Field(
         False, description="write questions as they are read, as chats do; the paper's recipe only reads them"
     )
+    contrast: Contrast | None = Field(None, description="null: without")
+    repeat_text: RepeatText | None = Field(None, description="null: without")
+    write_after: WriteAfter | None = Field(None, description="null: questions follow right on their text")
     measure_memory_every: Annotated[int, Field(ge=0)] = Field(
         20,
         description="steps between two looks at what the right paper's memory is worth (in the curve; only where a "

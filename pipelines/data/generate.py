@@ -75,7 +75,8 @@ def generate_papers(split: Split, settings: Generated) -> dict[str, Any]:
     The evaluation papers don't depend on the number of training papers. No system occurs in both splits.
     Raises StageError if there are too few names for so many systems.
     """
-    systems = (settings.train_papers + settings.eval_papers) * _systems_per_paper(settings.facts_per_paper)
+    counts = (settings.train_papers, settings.eval_papers)
+    systems = sum(_systems_per_paper(_facts(settings, number)) for count in counts for number in range(count))
     if systems > MOST_SYSTEMS:
         raise StageError(
             f"data.generated: so many papers and facts need names for {systems} invented systems, and "
@@ -92,9 +93,15 @@ def _papers(split: Split, count: int, settings: Generated, taken: set[str]) -> d
     rng = random.Random(f"{settings.seed}/{split}")
     ids = [f"generated-{settings.seed}-{split}-{number:05d}" for number in range(count)]
     return {
-        paper_id: _paper(rng, paper_id, settings.facts_per_paper, taken, yes_no=bool(number % 2))
+        paper_id: _paper(rng, paper_id, _facts(settings, number), taken, yes_no=bool(number % 2))
         for number, paper_id in enumerate(ids)
     }
+
+
+def _facts(settings: Generated, number: int) -> int:
+    """How many facts the paper of a number has."""
+    facts = settings.facts_per_paper
+    return facts if isinstance(facts, int) else facts[number % len(facts)]
 
 
 def _paper(rng: random.Random, paper_id: str, facts: int, taken: set[str], yes_no: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipelines.config import FROZEN, Config
+from pipelines.config.further_losses import without_unused
 
 _HOW_PREPROCESS = {"processes"}
 _HOW_TRAIN = {
@@ -34,21 +35,30 @@ def backbone(config: Config, name: str) -> dict[str, Any]:
 
 def preprocess(config: Config) -> dict[str, Any]:
     data = _plain(config.data, config.data.unused_keys | _HOW_PREPROCESS | {"steps"})
-    for source in data.get("sources", {}).values():
-        del source["weight"]  # says how often training draws from the episodes, not what they are
+    for name, source in data.get("sources", {}).items():
+        data["sources"][name] = {key: value for key, value in source.items() if _of_the_episodes(key, value)}
     return {"data": data}
+
+
+def _of_the_episodes(key: str, value: Any) -> bool:
+    """Whether a source's key says what its episodes are, and not how often training draws from them.
+
+    Keys that came later and are as they were taken for granted before change no earlier episodes.
+    """
+    return key not in {"weight", "start", "stop"} and (key, value) not in (("gaps", 0), ("texts", "asked"))
 
 
 def train(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, Any]:
     cell = config.cell(backbone, strategy, seed)
-    unset = set() if cell.train.init_adapter else {"init_adapter"}
     part = {
         "strategy": _plain(cell.strategy, {"train"}),
-        "train": _plain(cell.train, _HOW_TRAIN | unset),
+        "train": without_unused(_plain(cell.train, _HOW_TRAIN)),
         "seed": seed,
     }
     if weights := config.data.weights:
         part |= {"weights": weights, "steps": config.data.steps}
+        if spans := {name: span for name, span in config.data.spans.items() if span != (0, 1)}:
+            part |= {"spans": spans}
     return part
 
 

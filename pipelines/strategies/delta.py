@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,10 @@ from pipelines.config.adapter import adapter_config
 from pipelines.config.strategies import DeltaStrategy
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, collate
+from pipelines.training.beside import Beside
 from pipelines.training.objective import EpisodeLoss, MemoryObjective
 from pipelines.training.recipe import Recipe
+from pipelines.training.repetition import Repetition
 
 
 class DeltaRecipe(Recipe):
@@ -38,13 +41,20 @@ class DeltaRecipe(Recipe):
         if train.activation_checkpointing != "none":
             model.gradient_checkpointing_enable(selective=train.activation_checkpointing == "selective")
             model.train()
-        return MemoryObjective(model, train.write_penalty, train.write_target, train.write_questions)
+        repeat_weight = train.repeat_text.weight if train.repeat_text else 0.0
+        return MemoryObjective(model, train.write_penalty, train.write_target, train.write_questions, repeat_weight)
 
-    def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
-        return collate(episodes, groups, self.tokenizer.pad_token_id)
+    def collate(self, episodes: pa.Table, groups: list[list[int]], beside: Beside | None = None) -> EpisodeBatch:
+        repeated = (beside.repeated if beside else None) or []
+        repetitions = self._repetition.of(episodes, [groups[place][0] for place in repeated], repeated)
+        return collate(episodes, groups, self.tokenizer.pad_token_id, beside, repetitions)
+
+    @cached_property
+    def _repetition(self) -> Repetition:
+        return Repetition(self.tokenizer)
 
     def metrics(self, result: EpisodeLoss) -> dict[str, Tensor]:
-        return {name: value for name, value in result._asdict().items() if name != "token_nll"}
+        return {n: value for n, value in result._asdict().items() if n != "token_nll" and value is not None}
 
     def misfits(self, folder: Path) -> list[str]:
         found, wanted = (_shape(config, self._depth) for config in (load_adapter(folder)[0], self._settings))

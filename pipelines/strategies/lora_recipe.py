@@ -31,6 +31,7 @@ from pipelines.strategies.lora import (
     save_lora,
 )
 from pipelines.training.batches import EpisodeBatch
+from pipelines.training.beside import Beside
 from pipelines.training.recipe import Recipe
 
 
@@ -68,7 +69,7 @@ class LoraRecipe(Recipe):
             model.train()
         return PromptObjective(model)
 
-    def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
+    def collate(self, episodes: pa.Table, groups: list[list[int]], beside: Beside | None = None) -> EpisodeBatch:
         return collate_prompts(episodes, groups, self.tokenizer, self._lora.context)
 
     def metrics(self, result: PromptLoss) -> dict[str, Tensor]:

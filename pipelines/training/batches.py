@@ -1,256 +1,168 @@
-"""Which episodes make up an optimiser step, and how a worker turns its share into tensors."""
+"""How episodes become tensors."""
 
 from __future__ import annotations
 
-import bisect
-import math
-from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipelines.config import Data, Train
 from pipelines.data.shards import read_rows
-from pipelines.errors import StageError
+from pipelines.training.beside import Beside
 
 _COLUMNS = ("source", "paper_id", "context_ids", "segment_ids", "question_ids", "answer_ids")
 
 
+class Read(NamedTuple):
+    """A prompt and the answer to learn, as tokens, and the row of the memory that it is asked of."""
+
+    asked: list[int]
+    answer: list[int]
+    owner: int
+
+
 @dataclass(frozen=True)
-class EpisodeBatch:
-    """C written contexts and the Q questions asked of them, with A answer tokens in all.
+class Reads:
+    """Q prompts, each with its answer, A answer tokens in all.
 
     All rows are padded on the right: a token never attends to what comes after it, so the attention needs no mask.
 
     Attributes:
-        context_ids, segment_ids: [C, W] int64; segment -1 is not written by ssw.
-        context_mask: [C, W] bool, False for padding; None where there is none.
         input_ids: [Q, R] int64, question and answer.
         answer_rows, answer_columns: [A] int64, where in input_ids the token before each answer token stands.
         answer_ids: [A] int64.
-        answer_weights: [A] float32; weighs every question alike and every token of an answer alike, and sums to 1.
-        owner: [Q] int64, the row of the context that a question belongs to.
-        papers: of the C contexts.
-        sources: of the C contexts, by their names in the data section.
-        tokens: tokens that are not padding, written and read.
+        answer_weights: [A] float32; weighs every question alike and every token of an answer alike. They sum to 1 for
+            the questions of a batch, and for texts to repeat to the share of them that is the batch's.
+        owner: [Q] int64, the row of the memory that is read.
     """
 
-    context_ids: Tensor
-    segment_ids: Tensor
-    context_mask: Tensor | None
     input_ids: Tensor
     answer_rows: Tensor
     answer_columns: Tensor
     answer_ids: Tensor
     answer_weights: Tensor
     owner: Tensor
-    papers: list[str]
-    tokens: int
-    sources: list[str] = field(default_factory=list)
-
-    def to(self, device: torch.device) -> EpisodeBatch:
-        stay = ("segment_ids",)  # on the CPU the number of segments is known without asking the device
-        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and k not in stay}
-        if device.type == "cuda":  # from memory that isn't pinned a copy waits for the device
-            tensors = {k: v.pin_memory() for k, v in tensors.items()}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
-
-
-class MicroBatch(NamedTuple):
-    """What one worker reads in one forward pass.
-
-    Attributes:
-        groups: lists of row numbers; the rows of a group share one written context.
-        weight: what its mean loss counts in the step's mean over micro-batches and workers, so that every question of
-            the step counts alike.
-    """
-
-    groups: list[list[int]]
-    weight: float
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """How the sources of a training are mixed.
+class Texts:
+    """C texts that are written side by side, padded on the right.
 
     Attributes:
-        weights: of every source by its name; how often a written context is drawn from it, relative to the others.
-        homogeneous: every step draws from one source, instead of every context of a step from any.
+        context_ids, segment_ids: [C, W] int64; segment -1 is not written by ssw.
+        context_mask: [C, W] bool, False for padding; None where there is none.
     """
 
-    weights: dict[str, float]
-    homogeneous: bool
-
-    @classmethod
-    def of(cls, data: Data) -> Mixture | None:
-        """The mixture of a data section; None where it has a single ``source``."""
-        return cls(data.weights, data.steps == "homogeneous") if data.sources else None
+    context_ids: Tensor
+    segment_ids: Tensor
+    context_mask: Tensor | None
 
 
-class Schedule:
-    """The fixed order of episodes: the same for every number of workers and after every restart.
+@dataclass(frozen=True)
+class EpisodeBatch(Texts, Reads):
+    """C written texts and the Q questions asked of them.
 
-    Questions of one paper are grouped ``questions_per_write`` at a time (1 in the paper); a group is one written
-    context. Each epoch shuffles the groups by (seed, epoch); its last step is filled up from its beginning. A step's
-    groups are sorted by length and cut into as many micro-batches as ``micro_batch_size`` makes, with fewer long ones
-    or more short ones in each: so that, padded, the largest is as small as it can be.
+    Attributes:
+        papers: of the C texts.
+        tokens: tokens that are not padding, written and read.
+        sources: of the C texts, by their names in the data section.
+        after: other texts, C each time, that are written into the same memories before the questions are read.
+        others: [Q] int64, for each question the row of another document's memory; None where nothing is contrasted.
+        contrast: scalar float32, weight of the contrast in the loss.
+        repeat: prompts to repeat texts, with these as answers; None where there is none in the whole step.
+    """
 
-    Of a mixture every source is such an order of its own, and a step's groups, or all of them if the steps are to be
-    homogeneous, are the next of the sources that are drawn for it by (seed, step). An epoch is as many groups as the
-    sources have together.
+    papers: list[str]
+    tokens: int
+    sources: list[str] = field(default_factory=list)
+    after: tuple[Texts, ...] = ()
+    others: Tensor | None = None
+    contrast: Tensor | None = None
+    repeat: Reads | None = None
+
+    def to(self, device: torch.device) -> EpisodeBatch:
+        return _moved(self, device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A dataclass with its tensors on a device, those of dataclasses inside as well."""
+    if isinstance(value, Tensor):
+        if device.type == "cuda":  # from memory that isn't pinned a copy waits for the device
+            value = value.pin_memory()
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_moved(part, device) for part in value)
+    if not isinstance(value, Texts | Reads):
+        return value
+    stay = ("segment_ids",)  # on the CPU the number of segments is known without asking the device
+    return replace(value, **{name: _moved(part, device) for name, part in vars(value).items() if name not in stay})
+
+
+def collate(
+    episodes: pa.Table,
+    groups: list[list[int]],
+    pad_id: int,
+    beside: Beside | None = None,
+    repetitions: Sequence[Read] = (),
+) -> EpisodeBatch:
+    """Tensors of some groups of rows.
 
     Args:
-        mixture: weights and kind of steps, where the episodes are of several sources.
-
-    Raises:
-        StageError: no episodes, none of a source that has a weight, or the batch doesn't divide over the workers.
+        beside: what these texts have beside them.
+        repetitions: the prompts to repeat the texts that it names, in its order.
     """
-
-    def __init__(self, episodes: pa.Table, train: Train, seed: int, workers: int, mixture: Mixture | None = None):
-        self.seed, self.workers = seed, workers
-        self.groups = group_rows(episodes["paper_id"].to_pylist(), train.questions_per_write)
-        if not self.groups:
-            raise StageError("there are no training episodes: see the preprocess stage's manifest for what it dropped")
-        written, asked, answered = (
-            pc.call_function("list_value_length", [episodes[name]]).to_pylist()
-            for name in ("context_ids", "question_ids", "answer_ids")
-        )
-        self.lengths = [written[rows[0]] + sum(asked[row] + answered[row] for row in rows) for rows in self.groups]
-        self.micro = max(1, train.micro_batch_size // train.questions_per_write)
-        self.per_step = max(1, train.batch_size // train.questions_per_write)
-        if self.per_step % (self.micro * workers):
-            raise StageError(
-                f"train.batch_size: {self.per_step} contexts per step can't be dealt to {workers} workers × "
-                f"{self.micro} per micro-batch; make batch_size a multiple of num_workers × micro_batch_size"
-            )
-        self.accumulation = self.per_step // (self.micro * workers)
-        self.steps_per_epoch = math.ceil(len(self.groups) / self.per_step)
-        total = self.steps_per_epoch * train.epochs
-        self.steps = min(total, train.max_steps) if train.max_steps else total
-        self._members = self._by_source(episodes["source"], mixture)
-        self._drawn = self._draw(mixture)
-
-    def _by_source(self, sources: pa.ChunkedArray, mixture: Mixture | None) -> list[list[int]]:
-        """The groups of every source, in the order of the mixture's weights."""
-        if mixture is None:
-            return [list(range(len(self.groups)))]
-        names, members = sources.to_pylist(), {name: [] for name in mixture.weights}
-        for number, rows in enumerate(self.groups):
-            members[names[rows[0]]].append(number)
-        for name, found in members.items():
-            if mixture.weights[name] and not found:
-                raise StageError(
-                    f"data.sources.{name}: no training episode is left of it, and its weight is "
-                    f"{mixture.weights[name]:g}; see the preprocess stage's manifest for what it dropped, or give it "
-                    "the weight 0"
-                )
-        return list(members.values())
-
-    def _draw(self, mixture: Mixture | None) -> Tensor:
-        """How many groups of every source come before each step, [steps + 1, sources] int64."""
-        if mixture is None:
-            counts = torch.full((self.steps, 1), self.per_step)
-        else:
-            weights = torch.tensor(list(mixture.weights.values()), dtype=torch.float64)
-            generator = torch.Generator().manual_seed(self.seed)
-            draws = 1 if mixture.homogeneous else self.per_step
-            drawn = torch.multinomial(weights.expand(self.steps, -1), draws, replacement=True, generator=generator)
-            counts = torch.nn.functional.one_hot(drawn, len(weights)).sum(1) * (self.per_step // draws)
-        return torch.cat([torch.zeros_like(counts[:1]), counts.cumsum(0)])
-
-    def _chosen(self, source: int, first: int, last: int) -> list[int]:
-        """The groups of a source from one place in its endless order to another."""
-        members = self._members[source]
-        length = math.ceil(len(members) / self.per_step) * self.per_step or 1
-        chosen = []
-        for epoch in range(first // length, -(-last // length)):
-            # the first source's orders are those of a training on it alone
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch + source * 7_919_000_017)
-            order = torch.randperm(len(members), generator=generator).tolist()
-            begin, end = (min(max(place - epoch * length, 0), length) for place in (first, last))
-            chosen += [members[order[place % len(order)]] for place in range(begin, end)]
-        return chosen
-
-    def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
-        """The micro-batches of one worker in one step."""
-        places = zip(self._drawn[step].tolist(), self._drawn[step + 1].tolist(), strict=True)
-        chosen = [group for source, place in enumerate(places) for group in self._chosen(source, *place)]
-        chosen.sort(key=lambda g: (self.lengths[g], g))
-        cuts = cut_evenly([self.lengths[g] for g in chosen], self.accumulation * self.workers)
-        batches = [[self.groups[g] for g in chosen[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
-        sizes = [sum(map(len, batch)) for batch in batches]
-        mine = slice(rank, None, self.workers)
-        return [
-            MicroBatch(batch, size * len(batches) / sum(sizes))
-            for batch, size in zip(batches[mine], sizes[mine], strict=True)
-        ]
-
-
-def cut_evenly(lengths: list[int], parts: int) -> list[int]:
-    """Where to cut ascending lengths into ``parts`` runs, none empty; 0 and the number of lengths are the outer cuts.
-
-    The largest padded size of a run (its rows × its longest) is the smallest possible.
-    """
-
-    def cuts(limit: int) -> list[int]:
-        found = [len(lengths)]
-        while found[-1] > 0:
-            found.append(found[-1] - min(found[-1], max(1, limit // lengths[found[-1] - 1])))
-        return found[::-1]
-
-    limits = range(lengths[-1] * len(lengths) + 1)
-    best = cuts(bisect.bisect_left(limits, True, key=lambda limit: len(cuts(limit)) <= parts + 1))
-    while len(best) <= parts:  # fewer runs would do: halve those with the most rows
-        widest = max(range(len(best) - 1), key=lambda i: best[i + 1] - best[i])
-        best.insert(widest + 1, (best[widest] + best[widest + 1]) // 2)
-    return best
-
-
-def collate(episodes: pa.Table, groups: list[list[int]], pad_id: int) -> EpisodeBatch:
-    """Tensors of some groups of rows."""
-    contexts, segments, reads, owner, papers, sources = [], [], [], [], [], []
-    rows, columns, answers, weights = [], [], [], []
-    questions = sum(map(len, groups))
-    for number, group in enumerate(groups):
-        for i, row in enumerate(read_rows(episodes, group, _COLUMNS)):
-            if i == 0:
-                contexts.append(row["context_ids"])
-                segments.append(row["segment_ids"])
-                papers.append(row["paper_id"])
-                sources.append(row["source"])
-            asked, answer = row["question_ids"], row["answer_ids"]
-            rows += [len(reads)] * len(answer)
-            columns += range(len(asked) - 1, len(asked) + len(answer) - 1)
-            answers += answer
-            weights += [1 / (questions * len(answer))] * len(answer)
-            reads.append(asked + answer)
-            owner.append(number)
-    context_ids, context_mask = pad(contexts, pad_id)
+    beside = beside or Beside()
+    questions = [read_rows(episodes, group, _COLUMNS) for group in groups]
+    texts = [rows[0] for rows in questions] + read_rows(episodes, beside.more, _COLUMNS)
+    reads = [
+        Read(row["question_ids"], row["answer_ids"], owner) for owner, rows in enumerate(questions) for row in rows
+    ]
+    after = [read_rows(episodes, rows, _COLUMNS) for rows in beside.after]
+    others, repeat = None, None
+    if beside.others is not None:
+        others = torch.tensor([beside.others[read.owner] for read in reads])
+    if beside.repeated is not None:
+        repeat = make_reads(repetitions, beside.repeat_weight, pad_id)
+    written = sum(len(text["context_ids"]) for some in (texts, *after) for text in some)
     return EpisodeBatch(
-        context_ids,
-        pad(segments, -1)[0],
-        None if context_mask.all() else context_mask,
-        pad(reads, pad_id)[0],
-        *(torch.tensor(x) for x in (rows, columns, answers, weights, owner)),
-        papers,
-        tokens=sum(map(len, contexts)) + sum(map(len, reads)),
-        sources=sources,
+        **vars(make_reads(reads, 1 / len(reads), pad_id)),
+        **vars(_make_texts(texts, pad_id)),
+        papers=[text["paper_id"] for text in texts],
+        tokens=written + sum(len(read.asked) + len(read.answer) for read in (*reads, *repetitions)),
+        sources=[text["source"] for text in texts],
+        after=tuple(_make_texts(some, pad_id) for some in after),
+        others=others,
+        contrast=None if others is None else torch.tensor(beside.contrast),
+        repeat=repeat,
     )
+
+
+def make_reads(reads: Sequence[Read], weight: float, pad_id: int) -> Reads:
+    """Tensors of some prompts, maybe none, with the weight of each."""
+    rows, columns, answers, weights = [], [], [], []
+    for row, read in enumerate(reads):
+        rows += [row] * len(read.answer)
+        columns += range(len(read.asked) - 1, len(read.asked) + len(read.answer) - 1)
+        answers += read.answer
+        weights += [weight / len(read.answer)] * len(read.answer)
+    return Reads(
+        pad([read.asked + read.answer for read in reads], pad_id)[0],
+        *(torch.tensor(x, dtype=torch.long) for x in (rows, columns, answers)),
+        answer_weights=torch.tensor(weights),
+        owner=torch.tensor([read.owner for read in reads], dtype=torch.long),
+    )
+
+
+def _make_texts(rows: Iterable[dict[str, Any]], pad_id: int) -> Texts:
+    ids, mask = pad([row["context_ids"] for row in rows], pad_id)
+    return Texts(ids, pad([row["segment_ids"] for row in rows], -1)[0], None if mask.all() else mask)
 
 
 def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
     """Rows of unequal length, padded on the right to [B, longest] int64, and their mask, bool."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long)
+    width = max(map(len, rows), default=0)
+    ids = torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
     return ids, torch.tensor([len(row) for row in rows])[:, None] > torch.arange(width)
-
-
-def group_rows(paper_ids: list[str], size: int) -> list[list[int]]:
-    by_paper = defaultdict(list)
-    for row, paper in enumerate(paper_ids):
-        by_paper[paper].append(row)
-    return [rows[i : i + size] for rows in by_paper.values() for i in range(0, len(rows), size)]

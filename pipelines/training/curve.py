@@ -18,6 +18,8 @@ COLUMNS = (
     STEP,
     LOSS,
     "answer_nll",
+    "contrast",
+    "repeat_nll",
     "memory_effect",
     "write_gate",
     "state_norm",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipelines.training.batches import Schedule
 from pipelines.training.recipe import Recipe
+from pipelines.training.schedule import Schedule
 
 _ADAM_BYTES = 12
 """Of a parameter: its float32 master and Adam's two moments, which ZeRO spreads over the workers."""

@@ -12,16 +12,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltamem import DeltaMemModel, DeltaMemory
-from pipelines.training.batches import EpisodeBatch
+from pipelines.training.batches import EpisodeBatch, Reads, Texts
+
+MARGIN = 1.0
+"""Nats per answer token by which a contrast wants another document's memory to be worse."""
 
 
 class EpisodeLoss(NamedTuple):
-    """Scalars of one micro-batch, of which ``loss`` is minimised; ``token_nll`` is of each answer token, [A] nats."""
+    """Scalars of one micro-batch, of which ``loss`` is minimised.
+
+    Attributes:
+        contrast, repeat_nll: parts of the loss, before their weights; None where they are none.
+        token_nll: of each answer token, [A] nats.
+    """
 
     loss: Tensor
     answer_nll: Tensor
     write_gate: Tensor
     state_norm: Tensor
+    contrast: Tensor | None
+    repeat_nll: Tensor | None
     token_nll: Tensor
 
 
@@ -33,23 +43,54 @@ class MemoryObjective(nn.Module):
             the gates of the write pass.
         write_questions: write question and answer as they are read, which ssw does only once they are complete: there
             it changes nothing.
+        repeat_weight: of the texts to repeat.
     """
 
-    def __init__(self, model: DeltaMemModel, write_penalty: float, write_target: float, write_questions: bool = False):
+    def __init__(
+        self,
+        model: DeltaMemModel,
+        write_penalty: float,
+        write_target: float,
+        write_questions: bool = False,
+        repeat_weight: float = 0.0,
+    ):
         super().__init__()
         self.adapter = model.memory_layers
         self.model = (model,)  # a tuple hides the frozen backbone from the module tree
         self.write_penalty, self.write_target = write_penalty, write_target
         self.write_questions = write_questions and model.config.strategy != "ssw"
+        self.repeat_weight = repeat_weight
 
     def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
-        (model,) = self.model
-        memory, gate = model.write_with_gates(**_written(batch))
+        fresh, memory, gate = self._write(batch)
         tokens = self._nll(batch, memory.select(batch.owner))
         nll = answer_nll(tokens, batch)
-        penalty = self.write_penalty * (gate - self.write_target).square().mean()
+        loss = nll + self.write_penalty * (gate - self.write_target).square().mean()
+        contrast = repeat = None
+        if batch.others is not None and batch.contrast is not None:
+            contrast = told_apart(tokens, self._nll(batch, memory.select(batch.others)), batch)
+            loss = loss + batch.contrast * contrast
+        if batch.repeat is not None:
+            repeat = self._repeat_nll(batch.repeat, fresh)
+            loss = loss + self.repeat_weight * repeat
         norms = torch.stack(list(memory.detach().norms().values())).mean()
-        return EpisodeLoss(nll + penalty, nll.detach(), gate.detach().mean(), norms, tokens.detach())
+        parts = (None if part is None else part.detach() for part in (contrast, repeat))
+        return EpisodeLoss(loss, nll.detach(), gate.detach().mean(), norms, *parts, tokens.detach())
+
+    def _write(self, batch: EpisodeBatch) -> tuple[DeltaMemory, DeltaMemory, Tensor]:
+        """The memories right after their own texts, those after all texts, and the mean write gate of each layer."""
+        (model,) = self.model
+        fresh, gate = model.write_with_gates(**_written(batch))
+        memory, gates = fresh, [gate]
+        for texts in batch.after:
+            memory, gate = model.write_with_gates(**_written(texts), memory=memory)
+            gates.append(gate)
+        return fresh, memory, torch.stack(gates).mean(0)
+
+    def _repeat_nll(self, repeat: Reads, memory: DeltaMemory) -> Tensor:
+        if not len(repeat.owner):  # the step's are in other micro-batches
+            return memory.states[min(memory.states)].new_zeros(())
+        return answer_nll(self._nll(repeat, memory.select(repeat.owner)), repeat)
 
     @torch.no_grad()
     def memory_effect(self, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor:
@@ -89,19 +130,19 @@ class MemoryObjective(nn.Module):
             [answer_nll(self._nll(b, memory.select(own)), b) for b, own in zip(batches, rows, strict=True)]
         )
 
-    def _nll(self, batch: EpisodeBatch, memory: DeltaMemory) -> Tensor:
+    def _nll(self, batch: Reads, memory: DeltaMemory) -> Tensor:
         """Of each answer token, read from a memory of Q rows; [A]."""
         (model,) = self.model
         options = {"memory": memory, "write": self.write_questions, "right_padded": True}
         return token_nll(answer_logits(model, model.base_model, batch, **options), batch)
 
 
-def _written(batch: EpisodeBatch) -> dict[str, Any]:
-    """The contexts of a batch, as :meth:`DeltaMemModel.write` takes them."""
+def _written(texts: Texts) -> dict[str, Any]:
+    """Texts as :meth:`DeltaMemModel.write` takes them."""
     return {
-        "input_ids": batch.context_ids,
-        "attention_mask": batch.context_mask,
-        "segment_ids": batch.segment_ids,
+        "input_ids": texts.context_ids,
+        "attention_mask": texts.context_mask,
+        "segment_ids": texts.segment_ids,
         "right_padded": True,
     }
 
@@ -116,7 +157,7 @@ def _others(papers: Sequence[str]) -> list[int]:
     return [next(j % count for j in range(i + 1, i + count) if papers[j % count] != papers[i]) for i in range(count)]
 
 
-def answer_logits(model: nn.Module, base: PreTrainedModel, batch: EpisodeBatch, **options) -> Tensor:
+def answer_logits(model: nn.Module, base: PreTrainedModel, batch: Reads, **options) -> Tensor:
     """Logits [A, V] before each answer token; at other places none are computed.
 
     Args:
@@ -134,14 +175,27 @@ def answer_logits(model: nn.Module, base: PreTrainedModel, batch: EpisodeBatch, 
         hook.remove()
 
 
-def token_nll(logits: Tensor, batch: EpisodeBatch) -> Tensor:
+def token_nll(logits: Tensor, batch: Reads) -> Tensor:
     """Negative log-likelihood of each answer token in nats, [A] float32, from logits [A, V]."""
     return F.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
 
 
-def answer_nll(nll: Tensor, batch: EpisodeBatch) -> Tensor:
+def answer_nll(nll: Tensor, batch: Reads) -> Tensor:
     """Mean over questions of the mean over their answers' tokens, a scalar, from the tokens' [A]."""
     return (nll * batch.answer_weights).sum()
+
+
+def told_apart(right: Tensor, wrong: Tensor, batch: Reads) -> Tensor:
+    """Mean over questions of softplus(margin − (NLL with another's memory − NLL with the right one)), a scalar.
+
+    Args:
+        right, wrong: NLL of the answer tokens, [A] nats.
+    """
+    # products, because sums by index come in no fixed order on a GPU
+    tokens_of = F.one_hot(batch.answer_rows, len(batch.owner)).to(right.dtype).T
+    weights = tokens_of @ batch.answer_weights
+    gaps = (tokens_of @ ((wrong - right) * batch.answer_weights)) / weights.clamp_min(1e-30)
+    return (weights * F.softplus(MARGIN - gaps)).sum()
 
 
 def nll_by_source(nll: Tensor, batch: EpisodeBatch, sources: Sequence[str]) -> Tensor:

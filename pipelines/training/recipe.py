@@ -15,7 +15,9 @@ from pipelines.backbones.prepared import backbone_record, load_tokenizer
 from pipelines.config import Cell, Config
 from pipelines.data.shards import open_episodes
 from pipelines.run.layout import Layout
-from pipelines.training.batches import EpisodeBatch, Mixture, Schedule
+from pipelines.training.batches import EpisodeBatch
+from pipelines.training.beside import Beside, Companions
+from pipelines.training.schedule import Mixture, Schedule
 
 
 class Recipe(ABC):
@@ -64,7 +66,9 @@ class Recipe(ABC):
 
     def schedule(self, episodes: pa.Table, workers: int) -> Schedule:
         """The order in which those rows are trained on. Raises StageError where there can be none."""
-        return Schedule(episodes, self.cell.train, self.cell.seed, workers, Mixture.of(self.config.data))
+        train, seed = self.cell.train, self.cell.seed
+        companions = Companions.of(episodes, train, seed) if self.has_memory else None
+        return Schedule(episodes, train, seed, workers, Mixture.of(self.config.data), companions)
 
     @abstractmethod
     def objective(self, base: PreTrainedModel) -> nn.Module:
@@ -74,8 +78,8 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def collate(self, episodes: pa.Table, groups: list[list[int]]) -> EpisodeBatch:
-        """Tensors of some groups of rows, for the objective."""
+    def collate(self, episodes: pa.Table, groups: list[list[int]], beside: Beside | None = None) -> EpisodeBatch:
+        """Tensors of some groups of rows, and of what they have beside them, for the objective."""
 
     @abstractmethod
     def metrics(self, result: Any) -> dict[str, Tensor]:

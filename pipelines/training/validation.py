@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.training.batches import EpisodeBatch, group_rows
+from pipelines.training.batches import EpisodeBatch
 from pipelines.training.recipe import Recipe
+from pipelines.training.schedule import group_rows
 
 
 class Validation:

@@ -19,13 +19,14 @@ from deltamem.tools.measuring import peak_bytes
 from pipelines.backbones.prepared import load_backbone
 from pipelines.training import checkpoint
 from pipelines.training import deepspeed_engine as engines
-from pipelines.training.batches import EpisodeBatch, MicroBatch
+from pipelines.training.batches import EpisodeBatch
 from pipelines.training.curve import LOSS, SOURCE_NLL, STEP, Curve
 from pipelines.training.finite import require_finite
 from pipelines.training.learning_rate import learning_rate
 from pipelines.training.objective import nll_by_source
 from pipelines.training.profiling import start_profiler
 from pipelines.training.recipe import Recipe
+from pipelines.training.schedule import MicroBatch
 from pipelines.training.task import WorkerTask
 from pipelines.training.validation import Validation
 
@@ -97,7 +98,7 @@ def _resume(engine) -> int:
 def _memory_effect(
     engine, recipe: Recipe, episodes: pa.Table, micro_batches: Sequence[MicroBatch], device: torch.device
 ) -> Tensor:
-    batches = [(recipe.collate(episodes, groups).to(device), weight) for groups, weight in micro_batches]
+    batches = [(recipe.collate(episodes, micro.groups).to(device), micro.weight) for micro in micro_batches]
     return engine.module.memory_effect(batches)
 
 
@@ -107,8 +108,8 @@ def _learn(
     """One optimiser step; returns this worker's metrics, scalars on its device, sums by source, and the tokens read."""
     names, means, tokens = [], [], 0
     by_source = torch.zeros(len(recipe.sources), 2, device=device)
-    for groups, weight in micro_batches:
-        batch = recipe.collate(episodes, groups).to(device)
+    for groups, weight, beside in micro_batches:
+        batch = recipe.collate(episodes, groups, beside).to(device)
         tokens += batch.tokens
         result = engine(batch)
         metrics = recipe.metrics(result)

@@ -30,9 +30,9 @@ from pipelines.strategies.lora import PromptObjective, collate_prompts
 from pipelines.strategies.models import load_model
 from pipelines.train import train_cell
 from pipelines.training import checkpoint
-from pipelines.training.batches import Schedule
 from pipelines.training.forecast import Forecast
 from pipelines.training.objective import MemoryObjective
+from pipelines.training.schedule import Schedule
 
 CELL = ("tiny-random", "tsw", 42)
 STEPS, KILL_AT = 24, 9
@@ -64,7 +64,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixture(prepared, tmp_path_factory):
-    """The same trained on a mixture of three sources: passages, chats, and facts told in conversations."""
+    """The same with every further loss, on a mixture of three: passages, chats, and facts told in conversations."""
     folder = tmp_path_factory.mktemp("mixture")
     shutil.copytree(Path(yaml.safe_load(prepared.read_text())["results_dir"]) / "t" / "backbones",
                     folder / "results" / "t" / "backbones")  # fmt: skip
@@ -81,6 +81,11 @@ def mixture(prepared, tmp_path_factory):
     values = yaml.safe_load(prepared.read_text())
     values |= {"results_dir": str(folder / "results"), "benchmarks": ["held_out"]}
     values["register"] |= {"champion_metric": "held_out/memory_effect_nll"}
+    values["train"] |= {
+        "contrast": {"weight": 0.5, "until": 0.5},
+        "repeat_text": {"weight": 0.5, "texts": 2, "max_tokens": 512},
+        "write_after": {"texts": [0, 1], "shares": [1, 1]},
+    }
     values["data"] = {
         "sources": {
             "passages": {"kind": "squad", "train_files": [str(folder / "squad.json")], "write": "sentence"},
@@ -156,7 +161,7 @@ def test_workers_killed_at_any_moment_change_nothing(mixture):
     curve = list(csv.DictReader((folder / "curve.csv").open()))
     assert [row["step"] for row in curve] == [str(i + 1) for i in range(STEPS)]
     by_source = [f"answer_nll/{source}" for source in ("passages", "chats", "told")]
-    for column in ("loss", "memory_effect", *by_source):
+    for column in ("loss", "memory_effect", "contrast", "repeat_nll", *by_source):
         assert [row[column] for row in curve] == [row[column] for row in first_curve]
     looked = [int(row["step"]) for row in curve if row["memory_effect"]]
     assert looked == [1, 6, 11, 16, 21] and all(float(curve[step - 1]["memory_effect"]) != 0 for step in looked)
@@ -167,6 +172,8 @@ def test_workers_killed_at_any_moment_change_nothing(mixture):
         assert min(found) - 1e-6 <= float(row["answer_nll"]) <= max(found) + 1e-6
     assert all(any(row[column] for row in curve) for column in by_source)
     assert any(not row[column] for row in curve for column in by_source)
+    assert any(row["contrast"] for row in curve[: STEPS // 2])
+    assert not any(row["contrast"] for row in curve[STEPS // 2 :]) and all(row["repeat_nll"] for row in curve)
     record = json.loads((folder / "training.json").read_text())
     assert record["step"] == STEPS and record["peak_memory_bytes"] > 0 and record["provenance"]["libraries"]
     assert not layout.train_state(*CELL).exists()
@@ -365,7 +372,8 @@ def test_the_first_loss_of_a_warm_start_is_the_old_adapters(watched):
     schedule = recipe.schedule(episodes, 1)
     with torch.no_grad():
         losses = [
-            weight * objective(recipe.collate(episodes, groups)).loss for groups, weight in schedule.micro_batches(0, 0)
+            weight * objective(recipe.collate(episodes, groups)).loss
+            for groups, weight, _ in schedule.micro_batches(0, 0)
         ]
     assert float(curve_of(config)[0]["loss"]) == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
     record = json.loads(Layout(config).training_record(*CELL).read_text())

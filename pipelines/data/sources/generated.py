@@ -1,4 +1,4 @@
-"""Invented facts (``pipelines.data.generate``), told in papers or by a user in the course of a conversation."""
+"""Invented facts (``pipelines.data.generate``), told in papers, in one text, or by a user in a conversation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL_TALK = (
 
 
 def load(settings: GeneratedSource, split: Split, folder: Path) -> Corpus:
-    """The papers or conversations of a split; the papers are kept in ``papers.json``, in QASPER's official form."""
+    """What a split tells; the papers are kept in ``papers.json``, in QASPER's official form."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "papers.json"
     path.write_text(json.dumps(generate_papers(split, settings), indent=1) + "\n", encoding="utf-8")
@@ -44,7 +44,15 @@ def load(settings: GeneratedSource, split: Split, folder: Path) -> Corpus:
     corpus.origin = {"generated": drawn, "told": settings.told, "sha256": corpus.origin["files"][0]["sha256"]}
     if settings.told == "conversation":
         corpus.documents = [_conversation(document, settings.seed) for document in corpus.documents]
+    elif settings.told == "text":
+        corpus.documents = [_text(document) for document in corpus.documents]
     return corpus
+
+
+def _text(paper: Document) -> Document:
+    """A paper's facts one after the other, and the questions for them alone."""
+    message = {"role": "user", "content": " ".join(_facts(paper))}
+    return replace(paper, messages=[message], exercises=paper.exercises[: len(_facts(paper))], noun="text")
 
 
 def _conversation(paper: Document, seed: int) -> Document:

@@ -1,10 +1,11 @@
-"""SQuAD's schema (Rajpurkar et al. 2016, 2018): a passage, or the sentence that holds the answer, is written.
+"""SQuAD's schema (Rajpurkar et al. 2016, 2018): a passage, or the part of it that holds the answer, is written.
 
 SQuADShifts, XQuAD and many others have the same form: ``{"data": [{title, paragraphs: [{context, qas}]}]}``.
 """
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from deltamem.chat.format import sentence_spans
 from pipelines.config.data import SquadSource
 from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, first_problem, hold_out, read_files
+from pipelines.data.draw import pick
 from pipelines.data.files import kind_of, mended, read_json
+from pipelines.data.gaps import asked_for_gaps
 from pipelines.data.papers import UNANSWERABLE
 from pipelines.errors import StageError
 
@@ -55,14 +58,15 @@ class _Asked(NamedTuple):
 
 
 def load(settings: SquadSource, split: Split, folder: Path) -> Corpus:
-    """The passages, or sentences, of a split; an article is held out as a whole."""
+    """The passages, or parts of them, of a split; an article is held out as a whole."""
     own = split == "eval" and settings.eval_files
     paths = settings.eval_files if own else settings.train_files
-    corpus = read_files(paths, lambda path: _read(path, settings.write), EXPECTED)
-    return corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
+    corpus = read_files(paths, lambda path: _read(path, settings), EXPECTED)
+    corpus = corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
+    return asked_for_gaps(corpus, settings.gaps) if split == "train" or settings.texts == "others" else corpus
 
 
-def _read(path: Path, write: str) -> tuple[list[Document], list[BadRecord]]:
+def _read(path: Path, settings: SquadSource) -> tuple[list[Document], list[BadRecord]]:
     content = read_json(path, f"expected {EXPECTED}")
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list):
@@ -81,40 +85,53 @@ def _read(path: Path, write: str) -> tuple[list[Document], list[BadRecord]]:
         if damaged:
             bad.append(BadRecord("characters", title, None, f"{damaged} lone surrogates, replaced by U+FFFD"))
         for place, passage in enumerate(article.paragraphs):
-            documents += _passage(f"{title}/{place}", title, passage, write, bad)
+            documents += _passage(f"{title}/{place}", title, passage, settings, bad)
     return documents, bad
 
 
-def _passage(passage_id: str, title: str, record: Any, write: str, bad: list[BadRecord]) -> list[Document]:
+def _passage(passage_id: str, title: str, record: Any, settings: SquadSource, bad: list[BadRecord]) -> list[Document]:
     """The documents of one passage; what of it could not be used is added to ``bad``."""
     try:
         passage = _PassageRecord.model_validate(record)
     except ValidationError as error:
         bad.append(BadRecord("passage", passage_id, None, first_problem(error)))
         return []
+    whole = settings.write == "passage"
     asked = [found for number, question in enumerate(passage.qas)
-             if (found := _question(passage_id, number, question, passage.context, write, bad))]  # fmt: skip
-    texts = {(0, len(passage.context)): asked} if write == "passage" else _by_sentence(passage.context, asked)
+             if (found := _question(passage_id, number, question, passage.context, settings.write, bad))]  # fmt: skip
+    parts = [(0, len(passage.context))] if whole else _parts(passage.context, settings.write, passage_id)
+    texts = _by_part(parts, asked)
+    if settings.texts == "others":
+        texts = {part: [] for part in parts if not any(a < part[1] and part[0] < b for a, b in texts)}
     return [
         Document(
-            document_id=passage_id if write == "passage" else f"{passage_id}/{start}",
+            document_id=passage_id if whole else f"{passage_id}/{start}",
             messages=[{"role": "user", "content": passage.context[start:end].strip()}],
             exercises=[question.exercise for question in questions],
-            noun=write,
+            noun=settings.write,
             group=title,
         )
         for (start, end), questions in texts.items()
-        if questions
     ]
 
 
-def _by_sentence(text: str, asked: list[_Asked]) -> dict[tuple[int, int], list[_Asked]]:
-    """Questions by the [start, end) of the sentences, one as a rule, that hold their answers."""
-    sentences = sentence_spans(text)
+def _parts(text: str, write: str, passage_id: str) -> list[tuple[int, int]]:
+    """[start, end) of a passage's sentences, or of runs of two or three of them; the last run may be shorter."""
+    parts, sentences = [], sentence_spans(text)
+    draw = random.Random(f"{passage_id}/windows")
+    while sentences:
+        size = 1 if write == "sentence" else pick(draw, (2, 3))
+        parts.append((sentences[0][0], sentences[:size][-1][1]))
+        sentences = sentences[size:]
+    return parts
+
+
+def _by_part(parts: list[tuple[int, int]], asked: list[_Asked]) -> dict[tuple[int, int], list[_Asked]]:
+    """Questions by the [start, end) of the parts, one as a rule, that hold their answers."""
     found = defaultdict(list)
     for question in asked:
         first, last = question.span
-        holding = [(start, end) for start, end in sentences if start < last and first < end]
+        holding = [(start, end) for start, end in parts if start < last and first < end] or parts
         found[holding[0][0], holding[-1][1]].append(question)
     return dict(sorted(found.items()))
 
@@ -134,8 +151,8 @@ def _question(passage_id: str, number: int, record: Any, text: str, write: str, 
         lost("question", "the question is empty")
         return None
     if fields.is_impossible:
-        if write == "sentence":
-            lost("question", "it has no answer, so no sentence holds one (write: sentence)")
+        if write != "passage":
+            lost("question", f"it has no answer, so no {write} holds one (write: {write})")
             return None
         return _Asked(_exercise(question_id, fields.question, [UNANSWERABLE], "unanswerable"), (0, 0))
     spans = {}

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipelines.config.data import TweetqaSource
 from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, first_problem, hold_out, read_files
 from pipelines.data.files import kind_of, mended, read_json
+from pipelines.data.gaps import asked_for_gaps
 from pipelines.errors import StageError
 
 EXPECTED = "TweetQA's JSON, [{Question, Answer: [text, …], Tweet, qid}]"
@@ -28,7 +29,8 @@ def load(settings: TweetqaSource, split: Split, folder: Path) -> Corpus:
     """The tweets of a split, each once, with all its questions."""
     own = split == "eval" and settings.eval_files
     corpus = read_files(settings.eval_files if own else settings.train_files, _read, EXPECTED)
-    return corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
+    corpus = corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
+    return asked_for_gaps(corpus, settings.gaps) if split == "train" else corpus
 
 
 def _read(path: Path) -> tuple[list[Document], list[BadRecord]]:

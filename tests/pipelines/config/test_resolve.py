@@ -128,6 +128,9 @@ def test_keys_that_are_off_and_validation_leave_the_hashes_as_they_are():
     assert not {"quantization", "train"} & parts.backbone(plain, "b")["backbone"].keys()
     watched = resolve_config(settings(train__validate_every=5, train__validation_questions=9), "here")
     assert parts.train(watched, "b", "s", 42) == parts.train(plain, "b", "s", 42)
+    assert not {"contrast", "repeat_text", "write_after"} & parts.train(plain, "b", "s", 42)["train"].keys()
+    contrasted = resolve_config(settings(train__contrast={}), "here")
+    assert parts.train(contrasted, "b", "s", 42)["train"]["contrast"] == {"weight": 0.5, "until": 0.5}
     started = resolve_config(settings(train__init_adapter="x/y"), "here")
     assert parts.train(started, "b", "s", 42)["train"]["init_adapter"] == "x/y"
 
@@ -136,6 +139,7 @@ MISTAKES = [
     ({"backbones__b__train": {"lerning_rate": 1}}, "here: backbones.b.train.lerning_rate: unknown key; did you mean"),
     ({"backbones__b__quantization": {"bits": 4}}, "here: backbones.b.quantization: expected a quant_method"),
     ({"train__learning_rate": "fast"}, "here: train.learning_rate: expected a number, got 'fast'"),
+    ({"train__write_after": {"texts": [0, 1]}}, "here: train.write_after: .*shares has 4 entries for 2 numbers"),
     ({"train__learning_rate": 0}, "here: train.learning_rate: expected greater than 0, got 0"),
     ({"train__learning_rate": float("inf")}, "here: train.learning_rate: expected a finite number"),
     ({"train__lerning_rate": 1}, "here: train.lerning_rate: unknown key; did you mean 'learning_rate'?"),
@@ -200,6 +204,18 @@ MISTAKES = [
     (
         {"data": {"sources": {"squad": {"from": "squad", "weight": -1}}}},
         "data/squad.yaml): data.sources.squad.weight: exp",
+    ),
+    (
+        {"data": {"sources": {"squad": {"from": "squad", "start": 0.5}}}},
+        "no source with a weight is drawn from at 0 of the steps",
+    ),
+    (
+        {"data": {"sources": {"squad": {"from": "squad", "start": 0.5, "stop": 0.2}}}},
+        "start 0.5 isn't before stop 0.2",
+    ),
+    (
+        {"data": {"sources": {"squad": {"from": "squad", "texts": "others"}}}},
+        "texts: others have no questions of their own; give gaps",
     ),
     (
         {"data": {"sources": {"generated": {"kind": "generated", "tolt": 1}}}},
@@ -420,6 +436,12 @@ def test_parts_hold_what_their_stage_depends_on():
         )
         for weight, write in ((1, "passage"), (2, "passage"), (1, "sentence"))
     ]
+    late = resolve_config(settings(data={"sources": {"squad": {"from": "squad", "start": 0.5}, "facts": {
+        "kind": "generated"}}}), "here")  # fmt: skip
+    always = resolve_config(settings(data={"sources": {"squad": {"from": "squad"}, "facts": {
+        "kind": "generated"}}}), "here")  # fmt: skip
+    assert parts.preprocess(late) == parts.preprocess(always)
+    assert parts.train(late, *cell) == parts.train(always, *cell) | {"spans": {"squad": (0.5, 1.0)}}
     episodes = [parts.preprocess(config) for config in mixtures]
     trainings = [parts.train(config, *cell) for config in mixtures]
     assert episodes[0] == episodes[1] != episodes[2], "weights don't change episodes"

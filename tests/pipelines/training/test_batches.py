@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pipelines.config import Train
 from pipelines.errors import StageError
-from pipelines.training.batches import Mixture, Schedule, collate, cut_evenly
+from pipelines.training.batches import collate
 from pipelines.training.learning_rate import learning_rate
+from pipelines.training.schedule import Mixture, Schedule, cut_evenly
 from tests.pipelines.training.episodes import episodes
 
 
@@ -54,11 +55,11 @@ def test_the_papers_epoch_has_seventy_steps():
 MIXTURE = {"a": 1.0, "b": 3.0, "c": 0.0}
 
 
-def mixed(counts=(9, 5, 4), homogeneous=False, workers=2, seed=0, weights=MIXTURE, **options):
+def mixed(counts=(9, 5, 4), homogeneous=False, workers=2, seed=0, weights=MIXTURE, spans=None, **options):
     """A schedule over papers of one question, the first so many of source a, and so on."""
     owners = [name for name, count in zip("abc", counts, strict=True) for _ in range(count)]
     table = episodes([1] * len(owners), width=lambda paper: 3 + paper % 5, source=owners.__getitem__)
-    return Schedule(table, train(**options), seed, workers, Mixture(dict(weights), homogeneous)), owners
+    return Schedule(table, train(**options), seed, workers, Mixture(dict(weights), homogeneous, spans or {})), owners
 
 
 def drawn(schedule, step):
@@ -103,6 +104,16 @@ def test_a_mixture_of_one_source_is_a_training_on_it_alone():
     assert alone.steps == mixture.steps
     for step in range(alone.steps):
         assert [alone.micro_batches(step, r) for r in (0, 1)] == [mixture.micro_batches(step, r) for r in (0, 1)]
+
+
+def test_a_source_is_drawn_from_between_its_start_and_its_stop_and_by_its_weight_then():
+    spans = {"a": (0.5, 1.0), "b": (0.0, 0.75)}
+    schedule, owners = mixed(spans=spans, weights={"a": 1.0, "b": 1.0, "c": 2.0}, max_steps=200, epochs=999)
+    found = [Counter(owners[row] for step in range(first, first + 50) for row in drawn(schedule, step))
+             for first in range(0, 200, 50)]  # fmt: skip
+    assert [set(counted) for counted in found] == [set("bc"), set("bc"), set("abc"), set("ac")]
+    shares = [counted["c"] / 200 for counted in found]
+    assert shares == pytest.approx([2 / 3, 2 / 3, 1 / 2, 2 / 3], abs=0.12)
 
 
 def test_a_source_without_episodes_is_named_unless_its_weight_is_zero():

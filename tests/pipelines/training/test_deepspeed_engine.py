@@ -42,8 +42,9 @@ def _worker(rank, workers, port, folder, start_from):
     from pipelines.data.shards import SCHEMA
     from pipelines.training import checkpoint
     from pipelines.training import deepspeed_engine as engines
-    from pipelines.training.batches import Schedule, collate
+    from pipelines.training.batches import collate
     from pipelines.training.learning_rate import learning_rate
+    from pipelines.training.schedule import Schedule
 
     torch.distributed.init_process_group("gloo", rank=rank, world_size=workers)
     train = Train(batch_size=4, num_workers=workers, learning_rate=1e-2, precision="float32", epochs=9)
@@ -56,7 +57,7 @@ def _worker(rank, workers, port, folder, start_from):
         engines.set_state(engine, saved, first)
     for step in range(first, STEPS):
         engines.set_learning_rate(engine, learning_rate(train, step, STEPS))
-        for groups, weight in schedule.micro_batches(step, rank):
+        for groups, weight, _ in schedule.micro_batches(step, rank):
             engine.backward(engine(collate(table, groups, 0)).loss * weight)
             engine.step()
         if step + 1 in (SAVED_AT, STEPS):

@@ -1,4 +1,4 @@
-"""Facts told in a conversation: every fact in a turn of the user's, nothing else of the paper, the same each time."""
+"""Facts told in a conversation or as one text: every fact, nothing else of the paper, the same each time."""
 
 import pytest
 
@@ -35,3 +35,16 @@ def test_the_same_settings_give_the_same_conversations_and_other_seeds_others(lo
     assert {d.document_id for d in load("conversation").documents}.isdisjoint(
         d.document_id for d in load("conversation", "eval").documents
     )
+
+
+def test_a_text_tells_facts_and_nothing_else_of_the_numbers_wanted_in_turns(load):
+    numbers = [1, 2, 8]
+    papers, texts = (load(told, facts_per_paper=numbers).documents for told in ("paper", "text"))
+    for place, (paper, text) in enumerate(zip(papers, texts, strict=True)):
+        count = numbers[place % 3]
+        assert len(text.exercises) == count and text.exercises == paper.exercises[:count]
+        (message,) = text.messages
+        told = message["content"].split(". ")
+        assert len(told) == count
+        for exercise, fact in zip(text.exercises, told, strict=True):
+            assert fact.removesuffix(".").endswith(f" is {exercise.references[0]}")

@@ -68,6 +68,31 @@ def test_of_sentences_those_that_hold_the_answer_are_written(load):
     assert len({document.document_id for document in corpus.documents}) == 3
 
 
+def test_windows_are_runs_of_two_or_three_sentences_that_cover_the_passage_once(load):
+    names = [f"Name{n}" for n in range(40)]
+    passage = " ".join(f"Here comes {name} of number {n}." for n, name in enumerate(names))
+    asked_all = [asked(name, {"text": name, "answer_start": passage.find(name)}) for name in names]
+    corpus = load(article(*asked_all, text=passage), write="window")
+    assert [e.question_id for d in corpus.documents for e in d.exercises] == names
+    written = [d.messages[0]["content"] for d in corpus.documents]
+    assert " ".join(written) == passage
+    sizes = [len(d.exercises) for d in corpus.documents]
+    assert set(sizes[:-1]) == {2, 3}
+    assert texts(load(article(*asked_all, text=passage), write="window")) == texts(corpus)
+
+
+def test_gaps_are_asked_beside_the_questions_and_alone_of_the_other_texts(load):
+    corpus = load(article(*QUESTIONS), write="sentence", gaps=1)
+    assert [[e.kind for e in d.exercises] for d in corpus.documents] == [
+        ["extractive", "gap"], ["extractive", "extractive", "gap"]
+    ]  # fmt: skip
+    others = load(article(asked("where", answer("Paris"))), write="sentence", texts="others", gaps=2)
+    assert {d.messages[0]["content"]: [e.kind for e in d.exercises] for d in others.documents} == {
+        "She met Bo in 1843, in May.": ["gap", "gap"]  # the last sentence has no word to leave out
+    }
+    assert all(e.kind != "gap" for d in load(split="eval", gaps=2).documents for e in d.exercises)
+
+
 @pytest.mark.parametrize(
     ("question", "lost", "reason"),
     [

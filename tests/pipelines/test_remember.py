@@ -1,0 +1,78 @@
+"""The recipe for a memory of real text, a few steps of it, on small files in the originals' forms."""
+
+import csv
+import json
+
+import pytest
+
+from pipelines.config import resolve_config
+from pipelines.config.files import PROJECT_ROOT, read_layers
+from pipelines.data.shards import open_episodes
+from pipelines.preprocess import preprocess
+from pipelines.run.layout import Layout
+from pipelines.strategies.kinds import recipe_of
+from pipelines.train import train_cell
+
+CONFIGS = PROJECT_ROOT / "configs"
+
+
+@pytest.fixture
+def config(tmp_path, tiny_backbone):
+    """configs/remember.yaml with configs/overrides/remember_cpu.yaml and files of its own; its episodes are made."""
+    names = ["Ada", "Bo", "Cy", "Dot", "Ede", "Flo", "Gus", "Hal"]
+    articles = []
+    for n, name in enumerate(names, start=10):
+        answer = {"text": str(n), "answer_start": len(f"{name} had ")}
+        asked = {"id": f"q{n}", "question": "How many cats?", "answers": [answer]}
+        text = f"{name} had {n} cats. They were old. Nobody else lived there in 18{n}."
+        articles.append({"title": name, "paragraphs": [{"context": text, "qas": [asked]}]})
+    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    tweets = [{"Tweet": f"{name} is in town on day {n}!", "Question": "Which day?", "Answer": [str(n)], "qid": name}
+              for n, name in enumerate(names, start=20)]  # fmt: skip
+    (tmp_path / "tweets.json").write_text(json.dumps(tweets))
+    layers = [CONFIGS / "remember.yaml", CONFIGS / "overrides" / "remember_cpu.yaml"]
+    files = {kind: {"train_files": [str(tmp_path / f"{kind}.json")], "eval_files": []} for kind in ("squad", "tweets")}
+    squad = ("sentences", "other_sentences", "windows", "paragraphs")
+    sources = {name: files["squad"] for name in squad} | {"tweets": files["tweets"]}
+    above = tmp_path / "above.json"
+    above.write_text(json.dumps({"results_dir": str(tmp_path / "results"), "data": {"sources": sources}}))
+    config = resolve_config(read_layers([*layers, above], {}), "remember")
+    place = Layout(config).backbone("tiny-random")
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tiny_backbone)
+    preprocess(config, "tiny-random")
+    return config
+
+
+def test_every_source_gives_what_it_is_for(config):
+    episodes = open_episodes(Layout(config).data("tiny-random", "train"))
+    rows = episodes.select(["source", "answer_type", "messages"]).to_pylist()
+    written = {row["source"]: row["messages"][-1]["content"] for row in rows}
+    assert written["sentences"].count(".") == 1 and written["paragraphs"].count(".") == 3
+    assert written["facts"].startswith("The ") and "18" in written["other_sentences"]
+    kinds = {name: {row["answer_type"] for row in rows if row["source"] == name} for name in written}
+    assert kinds["other_sentences"] == {"gap"} and kinds["paragraphs"] == kinds["windows"] == {"extractive"}
+    assert "gap" in kinds["sentences"] and "gap" in kinds["tweets"]
+
+
+def test_paragraphs_come_from_the_middle_on_and_what_is_retained_is_told_from_nothing(config):
+    recipe = recipe_of(config, config.cell("tiny-random", "remember", 42))
+    assert {name for name, span in config.data.spans.items() if span[0]} == {"windows", "paragraphs"}
+    schedule = recipe.schedule(recipe.episodes()[0], 2)
+    besides = [micro.beside for step in range(4) for micro in schedule.micro_batches(step, 0)]
+    assert [beside.contrast > 0 for beside in besides] == [True, True, False, False]
+    retain = recipe_of(config, config.cell("tiny-random", "retain", 42)).cell.train
+    assert retain.write_after.texts == [0, 1, 2, 4] and retain.contrast is None
+    assert retain.init_adapter.endswith("adapters/tiny-random/remember/seed42")
+
+
+@pytest.mark.slow
+def test_the_recipe_trains(config):
+    folder = train_cell(config, "tiny-random", "remember", 42)
+    curve = list(csv.DictReader((folder / "curve.csv").open()))
+    assert len(curve) == 4 and all(row["repeat_nll"] for row in curve)
+    assert [bool(row["contrast"]) for row in curve] == [True, True, False, False]
+    answer = [
+        sum(float(row[name]) * weight for name, weight in (("answer_nll", 1), ("repeat_nll", 0.5))) for row in curve
+    ]
+    assert [float(row["loss"]) for row in curve[2:]] == pytest.approx(answer[2:], abs=1e-3)
