@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks import generation, serving, training_step
+from benchmarks import generation, serving, small_steps, training_step
 
 
 def rows(path):
@@ -29,3 +29,11 @@ def test_serving(tmp_path):
     named = {row["what"]: row for row in rows(out)}
     assert named["first token, resumed"]["tokens read"] < named["first token, from scratch"]["tokens read"]
     assert named["sessions, δ-mem"]["tokens/s"] > 0 and named["whole turns, saved"]["tokens/s"] > 0
+
+
+def test_small_steps(tmp_path):
+    out = tmp_path / "rows.json"
+    small_steps.main("tiny", ["recipe"], ["plain", "graphed"], 1, 1, "float32", 0.1, device="cpu", out=out)
+    plain, graphed = rows(out)
+    assert plain["ms a step"] > 0 and plain["episodes/s"] > 0
+    assert graphed["ms a step"] == "failed: RuntimeError"  # no GPU: the other ways have their figures all the same

@@ -130,13 +130,26 @@ def _check_strategy(config: Config, name: str, strategy: Strategy, where: str) -
     if name == FROZEN:
         raise RunConfigError(f"{where}: strategies.{name}: this name is kept for the frozen backbone; rename it")
     for backbone in config.backbones.values():
-        _check_train(config, {**backbone.train, **strategy.train}, where, ("strategies", name, "train"))
+        changes = {**backbone.train, **strategy.train}
+        _check_train(config, changes, where, ("strategies", name, "train"))
+        if strategy.trained and changes.get("cuda_graphs", config.train.cuda_graphs):
+            _check_graphs(strategy, f"{where}: strategies.{name}")
     if not isinstance(strategy, DeltaStrategy):
         return
     try:
         adapter_config(strategy.adapter, len(THIRDS))
     except (TypeError, ValueError) as error:
         raise RunConfigError(f"{where}: strategies.{name}.adapter: {error}") from None
+
+
+def _check_graphs(strategy: Strategy, where: str) -> None:
+    """Raises RunConfigError where a strategy's step has no fixed shapes to capture."""
+    reason = "only δ-mem adapters have them"
+    if isinstance(strategy, DeltaStrategy):
+        if strategy.adapter.get("strategy", "tsw") != "ssw":
+            return
+        reason = "ssw writes as many segments as a batch happens to have, so that its shapes aren't fixed"
+    raise RunConfigError(f"{where}: train.cuda_graphs: {reason}; give this strategy train: {{cuda_graphs: false}}")
 
 
 def config_hash(part: Any) -> str:

@@ -19,6 +19,7 @@ from pipelines.config.strategies import DeltaStrategy
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, collate
 from pipelines.training.beside import Beside
+from pipelines.training.graphs import StepGraphs
 from pipelines.training.objective import EpisodeLoss, MemoryObjective
 from pipelines.training.recipe import Recipe
 from pipelines.training.repetition import Repetition
@@ -42,7 +43,12 @@ class DeltaRecipe(Recipe):
             model.gradient_checkpointing_enable(selective=train.activation_checkpointing == "selective")
             model.train()
         repeat_weight = train.repeat_text.weight if train.repeat_text else 0.0
-        return MemoryObjective(model, train.write_penalty, train.write_target, train.write_questions, repeat_weight)
+        objective = MemoryObjective(
+            model, train.write_penalty, train.write_target, train.write_questions, repeat_weight
+        )
+        if train.cuda_graphs:
+            objective.graphs = StepGraphs(objective.losses, objective.parameters())
+        return objective
 
     def collate(self, episodes: pa.Table, groups: list[list[int]], beside: Beside | None = None) -> EpisodeBatch:
         repeated = (beside.repeated if beside else None) or []

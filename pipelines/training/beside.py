@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipelines.config import Train
+if TYPE_CHECKING:  # benchmarks run where what reads configurations isn't installed
+    from pipelines.config import Train
 
 FULL_UNTIL = 0.6
 """Of the time that a contrast lasts; from there on its weight falls linearly to zero."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,8 +60,14 @@ class MemoryObjective(nn.Module):
         self.write_penalty, self.write_target = write_penalty, write_target
         self.write_questions = write_questions and model.config.strategy != "ssw"
         self.repeat_weight = repeat_weight
+        self.graphs: Callable[[EpisodeBatch], EpisodeLoss] | None = None
+        """What computes :meth:`losses` and their gradients where they are learnt from; None: PyTorch, as it comes."""
 
     def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
+        return self.graphs(batch) if self.graphs is not None and torch.is_grad_enabled() else self.losses(batch)
+
+    def losses(self, batch: EpisodeBatch) -> EpisodeLoss:
+        """Of a batch, on the device where the model is."""
         fresh, memory, gate = self._write(batch)
         tokens = self._nll(batch, memory.select(batch.owner))
         nll = answer_nll(tokens, batch)
@@ -73,7 +79,7 @@ class MemoryObjective(nn.Module):
         if batch.repeat is not None:
             repeat = self._repeat_nll(batch.repeat, fresh)
             loss = loss + self.repeat_weight * repeat
-        norms = torch.stack(list(memory.detach().norms().values())).mean()
+        norms = _mean_norm(memory.detach(), batch.context_mask)
         parts = (None if part is None else part.detach() for part in (contrast, repeat))
         return EpisodeLoss(loss, nll.detach(), gate.detach().mean(), norms, *parts, tokens.detach())
 
@@ -145,6 +151,15 @@ def _written(texts: Texts) -> dict[str, Any]:
         "segment_ids": texts.segment_ids,
         "right_padded": True,
     }
+
+
+def _mean_norm(memory: DeltaMemory, mask: Tensor | None) -> Tensor:
+    """Of the states, over all layers and the texts that have a token; a scalar."""
+    norms = torch.stack(list(memory.norms().values())).mean((0, 2))
+    if mask is None:
+        return norms.mean()
+    texts = mask.any(1).to(norms.dtype)
+    return (norms * texts).sum() / texts.sum()
 
 
 def _of_one_paper(batches: Sequence[EpisodeBatch]) -> bool:

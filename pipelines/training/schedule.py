@@ -8,16 +8,18 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipelines.config import Data, Train
 from pipelines.errors import StageError
 from pipelines.training.beside import Beside, Companions
+
+if TYPE_CHECKING:  # benchmarks run where what reads configurations isn't installed
+    from pipelines.config import Data, Train
 
 
 class MicroBatch(NamedTuple):

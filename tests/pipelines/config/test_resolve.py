@@ -128,7 +128,9 @@ def test_keys_that_are_off_and_validation_leave_the_hashes_as_they_are():
     assert not {"quantization", "train"} & parts.backbone(plain, "b")["backbone"].keys()
     watched = resolve_config(settings(train__validate_every=5, train__validation_questions=9), "here")
     assert parts.train(watched, "b", "s", 42) == parts.train(plain, "b", "s", 42)
-    assert not {"contrast", "repeat_text", "write_after"} & parts.train(plain, "b", "s", 42)["train"].keys()
+    assert (
+        not {"contrast", "repeat_text", "write_after", "cuda_graphs"} & parts.train(plain, "b", "s", 42)["train"].keys()
+    )
     contrasted = resolve_config(settings(train__contrast={}), "here")
     assert parts.train(contrasted, "b", "s", 42)["train"]["contrast"] == {"weight": 0.5, "until": 0.5}
     started = resolve_config(settings(train__init_adapter="x/y"), "here")
@@ -140,6 +142,19 @@ MISTAKES = [
     ({"backbones__b__quantization": {"bits": 4}}, "here: backbones.b.quantization: expected a quant_method"),
     ({"train__learning_rate": "fast"}, "here: train.learning_rate: expected a number, got 'fast'"),
     ({"train__write_after": {"texts": [0, 1]}}, "here: train.write_after: .*shares has 4 entries for 2 numbers"),
+    ({"train__cuda_graphs": True, "train__use_gpu": False}, "here: train: cuda_graphs needs a GPU"),
+    (
+        {"train__cuda_graphs": True, "train__activation_checkpointing": "full"},
+        "here: train: cuda_graphs can't be captured with activation_checkpointing",
+    ),
+    (
+        {"train__cuda_graphs": True, "strategies__t": {"adapter": {"strategy": "ssw"}}},
+        "here: strategies.t: train.cuda_graphs: ssw writes as many segments as a batch happens to have",
+    ),
+    (
+        {"strategies__t": {"kind": "lora", "context": True, "train": {"cuda_graphs": True}}},
+        "here: strategies.t: train.cuda_graphs: only δ-mem adapters have them",
+    ),
     ({"train__learning_rate": 0}, "here: train.learning_rate: expected greater than 0, got 0"),
     ({"train__learning_rate": float("inf")}, "here: train.learning_rate: expected a finite number"),
     ({"train__lerning_rate": 1}, "here: train.lerning_rate: unknown key; did you mean 'learning_rate'?"),

@@ -1,0 +1,178 @@
+"""Steps of small backbones as CUDA graphs.
+
+Such a step is some ten thousand kernels of a few microseconds, and issuing them takes ten times as long as running
+them. A graph issues all of a micro-batch's writing, reading and backward pass at once. It is of fixed sizes, so batches
+are padded to a few shapes (:mod:`pipelines.training.padding`), one graph each. What follows, reduction, clipping and
+update, stays DeepSpeed's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import masking_utils
+
+from pipelines.errors import StageError
+from pipelines.training.batches import EpisodeBatch, Reads, Texts
+from pipelines.training.objective import EpisodeLoss
+from pipelines.training.padding import Shape, padded
+
+Pass = Callable[[], EpisodeLoss]
+
+
+class GraphCapture:
+    """Makes graphs of passes. They share their memory, so what one leaves holds until another runs."""
+
+    warm_ups = 2
+    """Passes before a capture: the first compiles kernels, which can't be done inside one."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, function: Pass) -> Pass:
+        """What does the same as ``function``, with the values that its tensors have then, and at the same places.
+
+        Raises:
+            StageError: it does something that no graph can hold.
+        """
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(self.warm_ups):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # "thread_local": other threads of the process (NCCL's, the loader's) may go on meanwhile
+            with _masks_as_ever(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = function()
+        except RuntimeError as error:
+            raise StageError(
+                f"train.cuda_graphs: this backbone's pass can't be captured ({error}); set train.cuda_graphs: false"
+            ) from error
+        self._pool = self._pool or graph.pool()
+
+        def replay() -> EpisodeLoss:
+            graph.replay()
+            return result
+
+        return replay
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A pass over a batch of its own, in a shape."""
+
+    shape: Shape
+    batch: EpisodeBatch
+    run: Pass
+
+
+class StepGraphs:
+    """Losses of batches, each with its gradients, by passes that are captured as shapes come up.
+
+    A shape that turns out too small for a batch of its kind is captured anew, larger.
+
+    Args:
+        losses: of a batch, as the objective computes them; ``loss`` carries gradients.
+        parameters: what is trained, in tensors that are updated in place.
+        capture: what makes a pass one that can be run again.
+    """
+
+    def __init__(
+        self,
+        losses: Callable[[EpisodeBatch], EpisodeLoss],
+        parameters: Iterable[nn.Parameter],
+        capture: Callable[[Pass], Pass] | None = None,
+    ):
+        self._losses, self._parameters = losses, list(parameters)
+        self._capture = capture or GraphCapture()
+        self._captured: dict[tuple, _Captured] = {}
+        self._gradients: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        """Shapes so far."""
+        return len(self._captured)
+
+    def __call__(self, batch: EpisodeBatch) -> EpisodeLoss:
+        """The losses of a batch on a GPU; they hold until the next call, and ``loss`` can be differentiated once.
+
+        Raises:
+            StageError: this backbone's pass can't be captured.
+        """
+        captured = self._for(batch)
+        for ours, theirs in zip(_tensors(captured.batch), _tensors(padded(batch, captured.shape)), strict=True):
+            ours.copy_(theirs)
+        result = captured.run()
+        loss = _HandOn.apply(result.loss, self._gradients, *self._parameters)
+        return result._replace(loss=loss, token_nll=result.token_nll[: len(batch.answer_ids)])
+
+    def _for(self, batch: EpisodeBatch) -> _Captured:
+        shape = Shape.of(batch).rounded()
+        found = self._captured.get(shape.kind)
+        if found is not None:
+            shape = found.shape.joined(shape)
+        if found is None or shape != found.shape:
+            del found  # its memory goes back to the pool first
+            self._captured.pop(shape.kind, None)
+            self._captured[shape.kind] = self._of_shape(shape, batch)
+        return self._captured[shape.kind]
+
+    def _of_shape(self, shape: Shape, batch: EpisodeBatch) -> _Captured:
+        if not self._gradients:
+            self._gradients = [torch.empty_like(parameter) for parameter in self._parameters]
+        own = padded(batch, shape)
+        if own.contrast is not None:  # which is not padded, so it is the batch's
+            own = replace(own, contrast=own.contrast.clone())
+        return _Captured(shape, own, self._capture(lambda: self._pass(own)))
+
+    def _pass(self, batch: EpisodeBatch) -> EpisodeLoss:
+        """Forward and backward; the gradients are left where every pass leaves them."""
+        with torch.enable_grad():
+            result = self._losses(batch)
+            gradients = torch.autograd.grad(result.loss, self._parameters, allow_unused=True, materialize_grads=True)
+        torch._foreach_copy_(self._gradients, gradients)
+        return result._replace(loss=result.loss.detach())
+
+
+class _HandOn(torch.autograd.Function):
+    """A loss whose gradients are known: its backward pass only hands them on."""
+
+    @staticmethod
+    def forward(ctx, loss: Tensor, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, *d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *torch._foreach_mul(list(ctx.gradients), d_loss[0])
+
+
+@contextmanager
+def _masks_as_ever() -> Generator[None]:
+    """transformers takes a capture for a trace, and would write out the causal mask that kernels have inside."""
+    name = "is_tracing"
+    before = getattr(masking_utils, name)
+    setattr(masking_utils, name, lambda *args: False)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, before)
+
+
+def _tensors(batch: Texts | Reads) -> list[Tensor]:
+    """The tensors of a batch that are on the GPU, in an order that batches of a shape have in common."""
+    found: list[Tensor] = []
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor) and name != "segment_ids":
+            found.append(value)
+        for part in value if name == "after" else (value,):
+            if isinstance(part, Texts | Reads):
+                found += _tensors(part)
+    return found

@@ -1,0 +1,65 @@
+"""Padded to a shape, a batch has the loss and the gradients that it has as it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltamem import DeltaMemConfig, get_delta_mem_model
+from pipelines.training.batches import Read, collate
+from pipelines.training.beside import Beside
+from pipelines.training.objective import MemoryObjective
+from pipelines.training.padding import ReadShape, Shape, padded
+from tests.pipelines.training.episodes import episodes
+
+
+def batch():
+    """Three texts of unequal length with two questions, one and two, told apart, repeated, another written after."""
+    table = episodes([2, 1, 3], width=lambda paper: 6 + 3 * paper)
+    beside = Beside(after=[[2, 0, 0]], others=[2, 0, 1], contrast=0.5, repeated=[1], repeat_weight=1.0)
+    return collate(table, [[0, 1], [2], [3, 4]], 0, beside, [Read([7, 7], [3, 4, 5, 6], 1)])
+
+
+@pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])
+@pytest.mark.parametrize("writes", [False, True])
+def test_nothing_that_is_measured_or_learnt_changes(tiny_model, strategy, writes):
+    torch.manual_seed(0)
+    model = get_delta_mem_model(tiny_model("llama", "sdpa"), DeltaMemConfig(strategy=strategy, alpha=160))
+    objective = MemoryObjective(model, 0.01, 0.05, writes, repeat_weight=0.3)
+    plain, parameters = batch(), list(objective.parameters())
+    wide = padded(plain, replace(Shape.of(plain).rounded(), texts=5, questions=ReadShape(8, 16, 24)))
+    assert wide.context_ids.shape == (5, 16) and wide.input_ids.shape == (8, 16) and len(wide.answer_ids) == 24
+    expected, found = objective(plain), objective(wide)
+    for name in ("loss", "answer_nll", "contrast", "repeat_nll", "write_gate", "state_norm"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+    answers = len(plain.answer_ids)
+    torch.testing.assert_close(found.token_nll[:answers], expected.token_nll, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.loss, parameters), torch.autograd.grad(expected.loss, parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_batches_of_a_kind_come_to_one_shape():
+    one = Shape.of(batch())
+    other = replace(one, questions=ReadShape(9, 30, 7), repeat=ReadShape(1, 40, 9))
+    assert one.rounded().kind == other.rounded().kind
+    both = one.rounded().joined(other.rounded())
+    for shape in (one, other):
+        sizes = zip((both.questions, both.repeat), (shape.questions, shape.repeat), strict=True)
+        assert all(
+            a >= b for large, small in sizes for a, b in zip(vars(large).values(), vars(small).values(), strict=True)
+        )
+    assert replace(one, later=2).kind != one.kind and replace(one, contrast=False).kind != one.kind
+
+
+@given(st.integers(1, 5000))
+def test_a_rounded_shape_holds_what_it_is_made_of_and_little_more(size):
+    shape = replace(Shape.of(batch()), texts=size, width=size, questions=ReadShape(size, size, size))
+    rounded = shape.rounded()
+    assert size <= rounded.width <= max(16, 1.5 * size)
+    for found in (rounded.texts, rounded.questions.prompts):
+        assert size <= found <= 1.125 * size + 1
+    assert len({replace(shape, width=w).rounded().width for w in range(16, 257)}) == 9
