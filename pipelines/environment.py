@@ -14,6 +14,7 @@ def for_training() -> None:
     _default("RAY_USAGE_STATS_ENABLED", "0")
     _default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every print of a worker appears twice
     _default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a controller that notices reports and deaths quickly
+    _default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # on a cluster that is full it is started anew then
     _default("RAY_worker_niceness", "0")  # the workers are the work; by default they give way to everything
     _default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray never sets the devices of workers without a GPU
     import torch

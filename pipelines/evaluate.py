@@ -33,7 +33,7 @@ from pipelines.evaluation.records import Record, RecordLog, write_parquet
 from pipelines.evaluation.results import summarise
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.run import parts
-from pipelines.run.files import room_to_write
+from pipelines.run.files import alone, room_to_write
 from pipelines.run.layout import Layout
 from pipelines.run.provenance import provenance
 from pipelines.strategies.kinds import context_transform
@@ -81,13 +81,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Writes ``<benchmark>.json`` and ``<benchmark>.records.parquet``, and returns what the former holds.
 
-    Raises StageError where backbone, adapter or data are missing or damaged, or the GPU asked for isn't
-    there.
+    Raises StageError where backbone, adapter or data are missing or damaged, the GPU asked for isn't there, or
+    another process is evaluating the same.
     """
     exam = Exam(config, backbone, strategy, seed, benchmark, limit)
     entry = config.entry("benchmarks", benchmark)
     answer = _answer_task if entry.kind == "lm_eval" else _answer_benchmark
-    with room_to_write(exam.result.parent):
+    with alone(exam.result.with_suffix(".lock")), room_to_write(exam.result.parent):
         log, answers = answer(exam)
         log.close()
         write_parquet(answers.records, exam.records)

@@ -3,9 +3,9 @@
     python -m pipelines.submit --address http://127.0.0.1:8265 --configfile configs/paper.yaml
 
 The job runs in this project's folder, with this Python, so both must lie on storage that the cluster shares
-(or the cluster is this machine). Training spreads its workers over the cluster; the other stages run where
-the job runs, on the GPUs kept for them with ``--gpus``. Options of Snakemake follow ``--``. A cluster that
-asks for a token gets the one Ray is told of (RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH).
+(or the cluster is this machine). Trainings and evaluations run wherever the cluster has room for them, the
+other stages where the job runs. Options of Snakemake follow ``--``. A cluster that asks for a token gets the
+one Ray is told of (RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
-def submit(client: JobSubmissionClient, configfile: Path, gpus: int, options: list[str]) -> str:
+def submit(client: JobSubmissionClient, configfile: Path, options: list[str]) -> str:
     """Submits the run and returns the job's id; a run that is a job already gets no second one.
 
     Raises StageError when the configuration is wrong.
     """
     load_config(configfile)
     command = [sys.executable, "-m", "snakemake", *options, "--configfile", str(configfile.resolve())]
-    # in a job, Ray refuses to start a cluster of its own for the training workers
+    # where the jobs run; besides, Ray refuses to start a cluster of its own in a job
     command += ["--config", "train={ray_address: auto}"]
     entrypoint = f"cd {shlex.quote(str(PROJECT_ROOT))} && {shlex.join(command)}"
     for job in client.list_jobs():
@@ -52,12 +52,7 @@ def submit(client: JobSubmissionClient, configfile: Path, gpus: int, options: li
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:
-            return client.submit_job(
-                submission_id=job_id,
-                entrypoint=entrypoint,
-                entrypoint_num_gpus=gpus,
-                metadata={"config": str(configfile)},
-            )
+            return client.submit_job(submission_id=job_id, entrypoint=entrypoint, metadata={"config": str(configfile)})
         except RuntimeError as error:
             if f"{job_id} already exists" in str(error):
                 return job_id
@@ -102,13 +97,12 @@ def connect(address: str) -> JobSubmissionClient:
 def main(
     configfile: Annotated[Path, typer.Option(help="configuration to run")],
     address: Annotated[str, typer.Option(help="the cluster's job server")] = "http://127.0.0.1:8265",
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs kept for the stages other than training")] = 0,
     options: Annotated[list[str] | None, typer.Argument(help="options of Snakemake, after --")] = None,
 ) -> None:
     """Submits the workflow to a Ray cluster and follows its log; interrupting this leaves the job running."""
     client = connect(address)
     try:
-        job_id = submit(client, configfile, gpus, options or [])
+        job_id = submit(client, configfile, options or [])
         console.print(f"following {job_id}; `ray job stop --address {address} {job_id}` ends it")
         follow(client, job_id)
     except RequestException as error:

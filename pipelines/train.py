@@ -21,7 +21,7 @@ from pipelines.data.shards import read_manifest
 from pipelines.errors import StageError, run_stage
 from pipelines.registry.trained_cell import training_parameters
 from pipelines.run import parts
-from pipelines.run.files import replacing, room_to_write, write_record
+from pipelines.run.files import alone, replacing, room_to_write, write_record
 from pipelines.run.layout import Layout
 from pipelines.run.provenance import provenance
 from pipelines.strategies.kinds import KINDS, recipe_of
@@ -53,9 +53,16 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
     """Train one cell; returns the adapter folder.
 
     Raises:
-        StageError: missing inputs, fewer GPUs or CPUs than asked for, or workers that kept failing.
+        StageError: missing inputs, fewer GPUs or CPUs than asked for, workers that kept failing, or another process
+            that trains the same.
     """
     cell, layout = config.cell(backbone, strategy, seed), Layout(config)
+    with alone(layout.train_state(backbone, strategy, seed).with_suffix(".lock")):
+        return _train(config, cell, layout)
+
+
+def _train(config: Config, cell: Cell, layout: Layout) -> Path:
+    key = backbone, strategy, seed = cell.backbone_name, cell.strategy_name, cell.seed
     recipe = recipe_of(config, cell)
     episodes, notes = recipe.episodes()
     schedule = recipe.schedule(episodes, cell.train.num_workers)
@@ -67,19 +74,21 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
     start = WarmStart.find(recipe, layout.store)
     console.print(f"{_title(cell)}: {Forecast.of(recipe, schedule)}")
     inputs = _inputs(config, cell, start)
-    state = layout.train_state(backbone, strategy, seed).resolve()
+    state = layout.train_state(*key).resolve()
     run_folder = state / f"run-{config_hash({**inputs, **notes})[:12]}"
     _drop_other_runs(state, run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with room_to_write(run_folder):
         saved = _run(config, recipe, start, run_folder, schedule.steps)
-        record = checkpoint.record(saved) | {
+        record = checkpoint.record(saved)
+        record |= {
+            "like_one_run": "to the bit" if len(record["workers"]) == 1 else "to rounding",
             "backbone": backbone, "strategy": strategy, "seed": seed, "inputs": inputs,
-            "workers": cell.train.num_workers, "wall_seconds": time.perf_counter() - began,
-            "provenance": provenance(parts.train(config, backbone, strategy, seed)), **notes,
+            "wall_seconds": time.perf_counter() - began,
+            "provenance": provenance(parts.train(config, *key)), **notes,
         }  # fmt: skip
-    folder = layout.adapter(backbone, strategy, seed)
+    folder = layout.adapter(*key)
     _write_adapter(folder, saved, run_folder, recipe, record)
     shutil.rmtree(state)
     return folder

@@ -82,7 +82,11 @@ class Train(Section):
         description="DeepSpeed settings, or the path of a JSON file that holds them",
     )
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the adapter under DeepSpeed")
-    num_workers: Count = Field(8, description="training processes, each with GPUs of its own where use_gpu is true")
+    num_workers: Count = Field(
+        8,
+        description="training processes, each with GPUs of its own where use_gpu is true; a training goes on from its "
+        "checkpoint with another number, and a finished one isn't trained again for it",
+    )
     use_gpu: bool = Field(True, description="train on GPUs; without one the stage says so and ends")
     gpus_per_worker: GpuShare = Field(1.0, description="whole GPUs or, for a single worker, a share 1/k of one")
     cpus_per_worker: Count = Field(1, description="CPUs that a worker takes of the scheduler's")
@@ -96,7 +100,11 @@ class Train(Section):
     tracker: Literal["none", "tensorboard", "wandb"] = Field(
         "none", description="where the curve is sent as it grows, besides MLflow; its package has to be installed"
     )
-    ray_address: str | None = Field(None, description="address of a Ray cluster; null starts one on this machine")
+    ray_address: str | None = Field(
+        None,
+        description="address of a Ray cluster, on which evaluations run too; null starts one on this machine for each "
+        "training",
+    )
 
     @model_validator(mode="after")
     def _graphs_can_be_captured(self) -> Train:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from deltamem.tensor_files import error_number
@@ -49,6 +50,28 @@ def replacing(folder: Path) -> Generator[Path]:
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def alone(lock: Path) -> Generator[None]:
+    """Keeps other processes out of the same work, on this machine and on those that share the folder.
+
+    Such as a second run of a workflow whose first was killed: its jobs live on. Raises StageError where there is one.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise StageError(
+            f"another process is doing this already: it holds {lock}. Wait until it has ended, or end it, and run the "
+            "same command again; it goes on from what is there."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        held.release()
 
 
 def check_free_space(folder: Path, needed: int) -> None:

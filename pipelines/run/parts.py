@@ -15,6 +15,8 @@ from pipelines.config.further_losses import without_unused
 
 _HOW_PREPROCESS = {"processes"}
 _HOW_TRAIN = {
+    # another number of workers sums a step's gradient in another order: it changes the adapter by rounding
+    "num_workers",
     "max_failures",
     "checkpoint_every",
     "cpus_per_worker",

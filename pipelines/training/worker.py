@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import ray.train
@@ -31,8 +32,8 @@ from pipelines.training.task import WorkerTask
 from pipelines.training.validation import Validation
 
 
-def train_worker(task: WorkerTask) -> None:
-    """Train one cell on this worker (Ray calls it on each), from the last checkpoint if there is one."""
+def train_worker(task: WorkerTask, saved: Path | None) -> None:
+    """Train one cell on this worker (Ray calls it on each), from a checkpoint where there is one."""
     recipe, context = task.make_recipe(), ray.train.get_context()
     train, device = recipe.cell.train, ray.train.torch.get_device()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -49,7 +50,7 @@ def train_worker(task: WorkerTask) -> None:
     validation = Validation(recipe, rank, workers) if train.validate_every else None
     engine = engines.make_engine(objective, train, schedule.micro, schedule.accumulation, device)
     look_every = train.measure_memory_every if recipe.has_memory else 0
-    start = _resume(engine)
+    start, crews = _resume(engine, saved, workers)
     more = validation.columns if validation else ()
     curve = Curve(Path(task.curve), start, recipe.sources, more) if rank == 0 else None
     profiler = start_profiler(train.profile_steps, Path(task.trace)) if train.profile_steps and rank == 0 else None
@@ -78,21 +79,24 @@ def train_worker(task: WorkerTask) -> None:
         if last or (step + 1) % train.checkpoint_every == 0:
             after = _loss(engine, recipe, recipe.collate(episodes, micro_batches[-1].groups).to(device), workers)
             require_finite({LOSS: after}, f"after step {step + 1}", step + 1, schedule.steps, train)
-            _report(engine, step + 1, row, rank, device)
+            facts = {"metrics": row, "peak_memory_bytes": peak_bytes(device), "workers": crews}
+            _report(engine, step + 1, row, facts, rank)
         if profiler:
             profiler.step()
     if profiler:
         profiler.stop()
 
 
-def _resume(engine) -> int:
-    saved = ray.train.get_checkpoint()
-    if saved is None:
-        return 0
-    with saved.as_directory() as folder:
-        tensors, step = checkpoint.load(Path(folder))
-    engines.set_state(engine, tensors, step)
-    return step
+def _resume(engine, saved: Path | None, workers: int) -> tuple[int, list[dict[str, int]]]:
+    """The steps that are done, and by how many workers from which step on."""
+    start, crews = 0, []
+    if saved is not None:
+        tensors, record = checkpoint.load(saved)
+        start, crews = record["step"], record["workers"]
+        engines.set_state(engine, tensors, start)
+    if not crews or crews[-1]["count"] != workers:
+        crews = [*crews, {"count": workers, "from_step": start + 1}]
+    return start, crews
 
 
 def _memory_effect(
@@ -147,12 +151,12 @@ def _means_by_source(sums: Tensor, sources: Sequence[str]) -> dict[str, float]:
     return {SOURCE_NLL + name: total / count for name, (total, count) in found if count}
 
 
-def _report(engine, step: int, row: dict[str, float], rank: int, device: torch.device) -> None:
-    """Every worker reports; the first one's report carries the checkpoint."""
+def _report(engine, step: int, row: dict[str, float], facts: dict[str, Any], rank: int) -> None:
+    """Every worker reports; the first one's report carries the checkpoint, with some facts recorded in it."""
     tensors = engines.gather_state(engine)
     with tempfile.TemporaryDirectory() as folder:
         saved = None
         if rank == 0:
-            checkpoint.save(Path(folder), tensors, step, {"metrics": row, "peak_memory_bytes": peak_bytes(device)})
+            checkpoint.save(Path(folder), tensors, step, facts)
             saved = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(row, checkpoint=saved)

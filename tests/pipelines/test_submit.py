@@ -1,8 +1,6 @@
 """Submission to a real Ray head of this machine."""
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.paths import PROJECT
+from tests.ray_head import ray_head
 
 TOKEN = "0123456789abcdef0123456789abcdef"
+TOKENS = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 TRIED_AGAIN = """
 import sys
@@ -28,7 +28,7 @@ class LosesAnAnswer(JobSubmissionClient):
 
 lost, client = [], LosesAnAnswer(sys.argv[1])
 before = len(client.list_jobs())
-run = client, Path("configs/quickstart.yaml"), 0, ["--dry-run", "--cores", "2"]
+run = client, Path("configs/quickstart.yaml"), ["--dry-run", "--cores", "2"]
 first = submit(*run)
 assert lost == [first]
 again = submit(*run)  # while the first is running
@@ -47,42 +47,10 @@ def submit(address: str, folder: Path, **environment: str) -> subprocess.Complet
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def head(tmp_path_factory):
-    # the temporary folder is short, because socket paths are limited, and not Ray's own, where other programs
-    # would find this cluster
-    folder = Path(f"/tmp/dm{os.getpid()}")
-    port = free_port()
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
-    command += [f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    command += [f"--temp-dir={folder}", "--object-store-memory=80000000"]
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail(f"Ray didn't start: {''.join(said)}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
+def head():
+    with ray_head("--num-cpus=1", **TOKENS) as found:
+        yield found.jobs
 
 
 @pytest.mark.slow
@@ -92,7 +60,7 @@ def test_the_workflow_runs_as_a_job(head, tmp_path):
     assert "asks for a token" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    done = submit(head, tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    done = submit(head, tmp_path, **TOKENS)
     assert done.returncode == 0, done.stderr
     assert "Training msw on smollm2-135m-instruct" in done.stdout
 
@@ -101,7 +69,7 @@ def test_the_workflow_runs_as_a_job(head, tmp_path):
         capture_output=True,
         text=True,
         cwd=PROJECT,
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
+        env={**os.environ, **TOKENS},
     )
     assert script.returncode == 0, script.stderr
     assert script.stdout.splitlines()[-1] == "one job"

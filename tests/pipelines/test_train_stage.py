@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -139,15 +140,19 @@ class Killer(threading.Thread):
             time.sleep(0.005)
 
 
-@pytest.mark.slow
-def test_workers_killed_at_any_moment_change_nothing(mixture):
-    layout = Layout(load_config(mixture))
-    folder = layout.adapter(*CELL)
-    train_cell(load_config(mixture), *CELL)
-    undisturbed = load_file(folder / "adapter_model.safetensors")
-    first_curve = list(csv.DictReader((folder / "curve.csv").open()))
-    (folder / "adapter_model.safetensors").unlink()
+@pytest.fixture(scope="module")
+def undisturbed(mixture):
+    """The weights and the curve of two workers that nothing happens to."""
+    folder = train_cell(load_config(mixture), *CELL)
+    found = load_file(folder / "adapter_model.safetensors"), list(csv.DictReader((folder / "curve.csv").open()))
+    shutil.rmtree(folder)
+    return found
 
+
+@pytest.mark.slow
+def test_workers_killed_at_any_moment_change_nothing(mixture, undisturbed):
+    layout, (weights, first_curve) = Layout(load_config(mixture)), undisturbed
+    folder = layout.adapter(*CELL)
     config = load_config(mixture)
     assert config.train.max_failures == len(MOMENTS)  # one more would end the training
     killer = Killer(layout.train_state(*CELL), list(MOMENTS))
@@ -156,8 +161,8 @@ def test_workers_killed_at_any_moment_change_nothing(mixture):
     assert killer.killed == list(MOMENTS)
 
     again = load_file(folder / "adapter_model.safetensors")
-    assert again.keys() == undisturbed.keys()
-    assert all((again[name] == undisturbed[name]).all() for name in again)
+    assert again.keys() == weights.keys()
+    assert all((again[name] == weights[name]).all() for name in again)
     curve = list(csv.DictReader((folder / "curve.csv").open()))
     assert [row["step"] for row in curve] == [str(i + 1) for i in range(STEPS)]
     by_source = [f"answer_nll/{source}" for source in ("passages", "chats", "told")]
@@ -176,10 +181,54 @@ def test_workers_killed_at_any_moment_change_nothing(mixture):
     assert not any(row["contrast"] for row in curve[STEPS // 2 :]) and all(row["repeat_nll"] for row in curve)
     record = json.loads((folder / "training.json").read_text())
     assert record["step"] == STEPS and record["peak_memory_bytes"] > 0 and record["provenance"]["libraries"]
+    assert record["workers"] == [{"count": 2, "from_step": 1}] and record["like_one_run"] == "to the bit"
     assert not layout.train_state(*CELL).exists()
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "curve.csv", "training.json"
     ]  # fmt: skip
+
+
+def fill_the_disk(curve_folder: Path) -> None:
+    """Once the training has a checkpoint: no file that its worker writes may grow beyond a curve's size."""
+    while True:
+        for worker in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                curves = [folder / "curve.csv" for folder in curve_folder.glob("run-*")]
+                if "RayTrainWorker" in worker.name() and curves and lines(curves[0]) > KILL_AT:
+                    return worker.rlimit(psutil.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_a_training_and_other_workers_go_on_from_the_last_whole_checkpoint(
+    mixture, undisturbed, tmp_path
+):
+    config = shorter(mixture, tmp_path, train={"max_steps": STEPS, "checkpoint_every": 4, "num_workers": 1})
+    layout = Layout(config)
+    threading.Thread(target=fill_the_disk, args=[layout.train_state(*CELL)], daemon=True).start()
+    with pytest.raises(StageError, match=r"No room to write in \S+run-.*Checkpoints of earlier steps are kept in"):
+        train_cell(config, *CELL)
+    (run,) = layout.train_state(*CELL).glob("run-*")
+    last = checkpoint.newest(run)
+    stopped_at = checkpoint.record(last)["step"]
+    assert stopped_at >= 8
+    with (last / "trainer_state.safetensors").open("r+b") as file:
+        file.truncate(1000)
+
+    values = config.model_dump(mode="json", by_alias=True)
+    values["train"]["num_workers"] = 2
+    folder = train_cell(resolve_config(values, "test"), *CELL)
+    record = json.loads((folder / "training.json").read_text())
+    assert record["workers"] == [{"count": 1, "from_step": 1}, {"count": 2, "from_step": stopped_at - 4 + 1}]
+    assert record["like_one_run"] == "to rounding"
+    weights, first_curve = undisturbed
+    curve = curve_of(config)
+    assert [row["step"] for row in curve] == [row["step"] for row in first_curve]
+    for column in ("loss", "gradient_norm"):
+        expected = [float(row[column]) for row in first_curve]
+        assert [float(row[column]) for row in curve] == pytest.approx(expected, rel=1e-3)
+    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-2, atol=1e-3)
 
 
 def shorter(prepared, folder: Path, **changes):
@@ -236,7 +285,7 @@ def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_last_good_checkpoi
         train_cell(config, *CELL)
     assert "going on from the last checkpoint" not in capsys.readouterr().err
     (run,) = layout.train_state(*CELL).glob("run-*")
-    (kept,) = (found for found in (run / "ray").glob("checkpoint_*") if found.is_dir())
+    kept = checkpoint.newest(run)
     assert checkpoint.record(kept)["step"] == 1
     assert all(tensor.isfinite().all() for tensor in checkpoint.master_weights(kept).values())
     assert not layout.adapter(*CELL).exists()

@@ -65,6 +65,19 @@ def test_jobs_take_shares_of_gpus(workflow, monkeypatch, visible, limit, shared,
     }
 
 
+def test_on_a_cluster_ray_gives_evaluations_their_gpus(workflow):
+    workflow.settings["train"] |= {"use_gpu": True, "ray_address": "10.0.0.1:6379"}
+    workflow.settings["evaluate"] |= {"use_gpu": True, "gpus": 0.25}
+    planned = workflow.run("--dry-run", "--printshellcmds")
+    assert planned.returncode == 0, planned.stderr
+    claims = re.findall(r"run\.(\w+ .*?) \S+ -m pipelines\.(\w+)", planned.stdout + planned.stderr)
+    assert set(claims) == {("gpu_slots 0", "train"), ("on_cluster 10.0.0.1:6379 0.25", "evaluate")}
+    here = workflow.plan()
+    workflow.pretend()
+    workflow.settings["train"]["ray_address"] = None
+    assert here and workflow.plan() == []  # where jobs run changes nothing of what is due
+
+
 def test_a_strategy_may_start_from_anothers_adapter(workflow):
     start = "results/tiny/adapters/tiny-random/tsw/seed42"
     workflow.settings["strategies"]["next"] = {"from": "tsw", "train": {"init_adapter": start}}
@@ -97,7 +110,7 @@ def test_partial_reruns(workflow):
     assert workflow.plan() == []
 
     workflow.settings["strategies"]["ssw"]["train"] = {"learning_rate": 1e-3}
-    workflow.settings["train"] |= {"checkpoint_every": 3, "max_failures": 9}  # change no result
+    workflow.settings["train"] |= {"checkpoint_every": 3, "max_failures": 9, "num_workers": 2}  # change no result
     workflow.settings["data"]["processes"] = 1
     assert sorted(workflow.plan()) == [
         "Choosing the best adapter of tiny-random",

@@ -15,6 +15,16 @@ def evaluation_episodes(wildcards):
     return LAYOUT.data_manifest(wildcards.backbone, "eval")
 
 
+# On a cluster it is Ray that gives GPUs to jobs, wherever there is room; Snakemake decides only what is due.
+EVALUATION_GPUS = CONFIG.evaluate.gpus if CONFIG.evaluate.use_gpu else 0
+EVALUATION_SHARES = 0 if CONFIG.train.ray_address or not EVALUATION_GPUS else gpu_shares(EVALUATION_GPUS)
+EVALUATION_PLACE = (
+    f"on_cluster {CONFIG.train.ray_address} {EVALUATION_GPUS:g}"
+    if CONFIG.train.ray_address
+    else f"gpu_slots {EVALUATION_SHARES}"
+)
+
+
 rule evaluate:
     message:
         "Evaluating {wildcards.strategy} on {wildcards.backbone}, seed {wildcards.seed}: {wildcards.benchmark}"
@@ -30,8 +40,8 @@ rule evaluate:
     params:
         part=lambda wildcards: part(parts.evaluate(CONFIG, wildcards.strategy, wildcards.benchmark)),
     resources:
-        gpu_thousandths=gpu_shares(CONFIG.evaluate.gpus) if CONFIG.evaluate.use_gpu else 0,
+        gpu_thousandths=EVALUATION_SHARES,
     shell:
-        "{PYTHON} -m pipelines.run.gpu_slots {resources.gpu_thousandths}"
+        "{PYTHON} -m pipelines.run.{EVALUATION_PLACE}"
         " {PYTHON} -m pipelines.evaluate --config {RESOLVED} --backbone {wildcards.backbone}"
         " --strategy {wildcards.strategy} --seed {wildcards.seed} --benchmark {wildcards.benchmark} > {log} 2>&1"

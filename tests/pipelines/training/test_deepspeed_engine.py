@@ -53,7 +53,8 @@ def _worker(rank, workers, port, folder, start_from):
     engine = engines.make_engine(_objective(), train, schedule.micro, schedule.accumulation, torch.device("cpu"))
     first = 0
     if start_from:
-        saved, first = checkpoint.load(folder / start_from)
+        saved, record = checkpoint.load(folder / start_from)
+        first = record["step"]
         engines.set_state(engine, saved, first)
     for step in range(first, STEPS):
         engines.set_learning_rate(engine, learning_rate(train, step, STEPS))

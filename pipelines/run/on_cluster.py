@@ -1,0 +1,91 @@
+"""Runs a command of a stage on a Ray cluster, wherever there is room for what it takes.
+
+``python -m pipelines.run.on_cluster ADDRESS GPUS COMMAND...`` waits for a node with that many GPUs free (0, a share of
+one, or whole ones) and a CPU, runs the command there in this folder, which the nodes share, and prints what it prints,
+line by line. When this process ends, however it ends, so does the command. On a node that dies the command is lost and
+is run again on another: a stage goes on from what it had written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipelines.errors import StageError, run_stage
+
+TRIES = 4
+"""How often a command is run whose nodes die."""
+
+
+def check_reachable(address: str) -> None:
+    """Raises StageError where no cluster answers, for which Ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host:
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?") from error
+
+
+def connect(address: str) -> None:
+    """Connects this process to a cluster. Raises StageError where there is none."""
+    check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?") from error
+
+
+def run(command: Sequence[str], gpus: float) -> int:
+    """The exit code of a command that is run on the cluster, as which it prints here.
+
+    Raises:
+        StageError: no node has so many GPUs, or the nodes that it ran on died, one after the other.
+    """
+    if gpus and not any(node["Alive"] and node["Resources"].get("GPU", 0) >= gpus for node in ray.nodes()):
+        raise StageError(f"evaluate: {gpus:g} GPUs were asked for and no node of the Ray cluster has so many")
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run_here)
+    for left in reversed(range(TRIES)):
+        try:
+            for line in map(ray.get, task.remote(list(command), os.getcwd())):
+                if isinstance(line, int):
+                    return line
+                sys.stdout.buffer.write(line)
+                sys.stdout.flush()
+        except RayTaskError as error:
+            raise StageError(
+                f"a node of the Ray cluster can't run {command[0]} in {os.getcwd()} ({error.cause}); the project, its "
+                "environment and its results must lie on storage that all nodes share, at the same place"
+            ) from error
+        except RayError as error:
+            reason = str(error).splitlines()[0]
+            if not left:
+                raise StageError(f"the Ray cluster lost this job {TRIES} times; the last time: {reason}") from error
+            print(f"the Ray cluster lost this job ({reason}); running it again", flush=True)
+    raise AssertionError("a command ends with its exit code or an error")
+
+
+def _run_here(command: list[str], folder: str) -> Iterator[bytes | int]:
+    """On a node: the command's output, line by line, and then its exit code."""
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    yield process.returncode
+
+
+def main() -> None:
+    address, gpus, *command = sys.argv[1:]
+    connect(address)
+    sys.exit(run(command, float(gpus)))
+
+
+if __name__ == "__main__":
+    run_stage(main)
