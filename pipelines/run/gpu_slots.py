@@ -2,14 +2,17 @@
 
 Snakemake counts GPUs but doesn't say which ones a job may use. ``python -m pipelines.run.gpu_slots N COMMAND...``
 waits for N thousandths of GPUs and becomes the command, with CUDA_VISIBLE_DEVICES set to them. Less than 1000 is a
-share of one GPU. What a job holds is a locked file, which the system unlocks when the job ends, however it ends.
+share of one GPU. What a job holds is a locked file, which the system unlocks when the job ends, however it ends. The
+command ends when what started this process does: a Snakemake that is killed leaves no trainings running.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 POLL_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 WHOLE = 1000
 """A GPU in the unit that jobs are counted in: Snakemake's resources are whole numbers."""
 
@@ -92,8 +96,15 @@ def _taken(folder: Path, gpu: str) -> int:
     return total
 
 
+def end_with_parent() -> None:
+    """Has this process terminated when its parent ends, and whatever program it becomes; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main(arguments: list[str]) -> None:
     wanted, command = int(arguments[0]), arguments[1:]
+    end_with_parent()
     if wanted == 0:
         os.execvp(command[0], command)
     with claim(wanted) as gpus:

@@ -14,11 +14,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipelines.errors import StageError, run_stage
+from pipelines.run.gpu_slots import end_with_parent
 
 TRIES = 4
 """How often a command is run whose nodes die."""
@@ -55,10 +57,11 @@ def run(command: Sequence[str], gpus: float) -> int:
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run_here)
     for left in reversed(range(TRIES)):
         try:
-            for line in map(ray.get, task.remote(list(command), os.getcwd())):
-                if isinstance(line, int):
-                    return line
-                sys.stdout.buffer.write(line)
+            for reference in cast(ray.ObjectRefGenerator, task.remote(list(command), os.getcwd())):
+                said: bytes | int = ray.get(reference)
+                if isinstance(said, int):
+                    return said
+                sys.stdout.buffer.write(said)
                 sys.stdout.flush()
         except RayTaskError as error:
             raise StageError(
@@ -75,6 +78,7 @@ def run(command: Sequence[str], gpus: float) -> int:
 
 def _run_here(command: list[str], folder: str) -> Iterator[bytes | int]:
     """On a node: the command's output, line by line, and then its exit code."""
+    command = [sys.executable, "-m", "pipelines.run.gpu_slots", "0", *command]  # which ends with this process
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         yield from process.stdout
@@ -83,6 +87,7 @@ def _run_here(command: list[str], folder: str) -> Iterator[bytes | int]:
 
 def main() -> None:
     address, gpus, *command = sys.argv[1:]
+    end_with_parent()
     connect(address)
     sys.exit(run(command, float(gpus)))
 

@@ -42,6 +42,7 @@ rule evaluate:
     resources:
         gpu_thousandths=EVALUATION_SHARES,
     shell:
-        "{PYTHON} -m pipelines.run.{EVALUATION_PLACE}"
+        # in the shell's place, so that the job is Snakemake's own child and ends with it
+        "exec {PYTHON} -m pipelines.run.{EVALUATION_PLACE}"
         " {PYTHON} -m pipelines.evaluate --config {RESOLVED} --backbone {wildcards.backbone}"
         " --strategy {wildcards.strategy} --seed {wildcards.seed} --benchmark {wildcards.benchmark} > {log} 2>&1"

@@ -43,6 +43,7 @@ rule train:
     resources:
         gpu_thousandths=local_gpus,
     shell:
-        "{PYTHON} -m pipelines.run.gpu_slots {resources.gpu_thousandths}"
+        # in the shell's place, so that the job is Snakemake's own child and ends with it
+        "exec {PYTHON} -m pipelines.run.gpu_slots {resources.gpu_thousandths}"
         " {PYTHON} -m pipelines.train --config {RESOLVED} --backbone {wildcards.backbone}"
         " --strategy {wildcards.strategy} --seed {wildcards.seed} > {log} 2>&1"

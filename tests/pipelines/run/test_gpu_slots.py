@@ -107,3 +107,15 @@ def test_a_killed_job_holds_its_gpus_no_longer_and_leaves_nothing_running(gpus, 
     assert job.stdout.read() == b"", "ends when the last process that could write has ended"
     assert job.wait() == -how
     assert sum(_taken(folder, gpu) for gpu in "357") == 0
+
+
+def test_a_job_ends_with_what_started_it(tmp_path):
+    alive = tmp_path / "alive"
+    sleeps = "import sys, time; from pathlib import Path; Path(sys.argv[1]).touch(); time.sleep(600)"
+    command = [sys.executable, "-m", "pipelines.run.gpu_slots", "0", sys.executable, "-c", sleeps, str(alive)]
+    starts = "import subprocess, sys; subprocess.run(['bash', '-c', 'set -e; exec \"$@\"', '-', *sys.argv[1:]])"
+    starter = subprocess.Popen([sys.executable, "-c", starts, *command], stdout=subprocess.PIPE)
+    while not alive.exists():
+        time.sleep(0.01)
+    starter.kill()
+    assert starter.stdout.read() == b"", "ends when the last process that could write has ended"
