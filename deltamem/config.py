@@ -11,6 +11,8 @@ from deltamem.errors import ConfigError
 
 STRATEGIES = ("tsw", "ssw", "msw")
 HEADS = ("q", "k", "v", "o")
+SegmentRule = Literal["message", "sentence", "release_message", "release_sentence"]
+"""What one segment of the sequence-state write is, and by whose rule: see ``DeltaMemConfig.segmentation``."""
 DEFAULT_NUM_STATES = {"tsw": 1, "ssw": 1, "msw": 4}
 
 
@@ -35,6 +37,11 @@ class DeltaMemConfig:
     steer: tuple[str, ...] = _described(("q", "o"), "Projections that the reads are added to, out of q, k, v, o.")
     layers: tuple[int, ...] | None = _described(None, "Layers that have a memory; None means all.")
     segment: Literal["message", "sentence"] = _described("message", "What ssw averages before one write.")
+    segmentation: Literal["deltamem", "release"] = _described(
+        "deltamem",
+        "By whose rule: of a message its text alone, or as in the public release the template's text around it too, "
+        "whose sentences also end at ; and :.",
+    )
     beta_bias_init: float = _described(-1.5, "Initial bias b of the write gate β = sigmoid(W x + b).")
     online_gain: float = _described(0.05, "Length of each steering column at initialisation.")
     output_init: Literal["base_slice", "zero", "random"] = _described(
@@ -46,6 +53,7 @@ class DeltaMemConfig:
     def __post_init__(self) -> None:
         _choose("strategy", self.strategy, STRATEGIES)
         _choose("segment", self.segment, ("message", "sentence"))
+        _choose("segmentation", self.segmentation, ("deltamem", "release"))
         _choose("output_init", self.output_init, ("base_slice", "zero", "random"))
         self.num_states = self.states
         for name in ("rank", "num_states"):
@@ -72,6 +80,13 @@ class DeltaMemConfig:
     def states(self) -> int:
         """States N per layer."""
         return DEFAULT_NUM_STATES[self.strategy] if self.num_states is None else self.num_states
+
+    @property
+    def segment_rule(self) -> SegmentRule:
+        """What a segment of the sequence-state write is, and by whose rule."""
+        if self.segmentation == "release":
+            return "release_message" if self.segment == "message" else "release_sentence"
+        return self.segment
 
     @property
     def width(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ from deltamem.backbone.generation_options import GenerationOptions
 from deltamem.backbone.no_cache import NoCache
 from deltamem.backbone.row_ends import watch_ends
 from deltamem.backbone.steering import DeltaCall, attach, write_trunk
-from deltamem.config import DeltaMemConfig
+from deltamem.config import DeltaMemConfig, SegmentRule
 from deltamem.errors import AdapterFormatError, ConfigError, DeltaMemError
 from deltamem.layer import DeltaMemLayer, MemoryLayers, mean_gates
 from deltamem.memory import DeltaMemory
@@ -466,7 +466,7 @@ def backbone_of(model: DeltaMemModel | PreTrainedModel) -> PreTrainedModel:
     return model.base_model if isinstance(model, DeltaMemModel) else model
 
 
-def segment_of(model: DeltaMemModel | PreTrainedModel) -> Literal["message", "sentence"] | None:
+def segment_of(model: DeltaMemModel | PreTrainedModel) -> SegmentRule | None:
     """What its prompts' segments are (ssw); None where it needs none."""
     ssw = isinstance(model, DeltaMemModel) and model.config.strategy == "ssw"
-    return model.config.segment if ssw else None
+    return model.config.segment_rule if ssw else None

@@ -23,6 +23,7 @@ from rich.console import Console
 from pipelines.benchmarks import Context, get_benchmark
 from pipelines.benchmarks.base import first_questions
 from pipelines.config import FROZEN, Config, load_config
+from pipelines.config.benchmarks import BenchmarkSettings
 from pipelines.config.conditions import CONDITIONS
 from pipelines.errors import run_stage
 from pipelines.evaluation.exam import Exam
@@ -31,7 +32,9 @@ from pipelines.evaluation.intake import Intake, told
 from pipelines.evaluation.own_replies import with_own_replies
 from pipelines.evaluation.records import Record, RecordLog, write_parquet
 from pipelines.evaluation.results import summarise
+from pipelines.evaluation.sampling import RELEASE, Sampling
 from pipelines.evaluation.statistics import Bootstrap
+from pipelines.evaluation.swap import unrelated_corpus
 from pipelines.run import parts
 from pipelines.run.files import alone, room_to_write
 from pipelines.run.layout import Layout
@@ -134,13 +137,18 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
             contexts = [short for context in contexts for short in transform(context)]
         costs.append(cost)
     digests["contexts"] = _contexts_digest(contexts)
-    settings = {"dtype": str(model.dtype), "window": encoder.window, "max_new_tokens": how.max_new_tokens}
+    if any(CONDITIONS[name].written_from == "corpus" for name in conditions):
+        digests["corpus"] = hashlib.sha256(unrelated_corpus().encode()).hexdigest()
+    settings: dict[str, Any] = {"dtype": str(model.dtype), "window": encoder.window}
+    settings |= {"max_new_tokens": how.max_new_tokens}
+    sampling = _sampling(config.entry("benchmarks", exam.benchmark))
+    settings |= {"sampling": sampling._asdict()} if sampling else {}
     log = exam.log(settings, digests, console)
     if not log.costs:  # an earlier run has logged what the transform cost it
         for cost in costs:
             log.add([], cost)
     limits = how.batch_size, how.max_new_tokens, _cache_bytes(reader.device, how.gpus)
-    Examiner(benchmark, contexts, reader, encoder, log, *limits, console).run(conditions)
+    Examiner(benchmark, contexts, reader, encoder, log, *limits, console, sampling).run(conditions)
     note = intake.note()
     return log, Answers(log.records, benchmark.metrics, {"records": note} if note else {})
 
@@ -152,6 +160,11 @@ def _with_own_replies(exam: Exam, contexts: list[Context], limit: int) -> list[C
     model, tokenizer, _ = load_model(exam.config, exam.backbone, FROZEN, 0)
     reader, encoder = reader_and_encoder(model, tokenizer, replace(contexts[0].questions[0], references=["Yes."]))
     return with_own_replies(contexts, reader, encoder, limit, exam.config.evaluate.batch_size)
+
+
+def _sampling(entry: BenchmarkSettings) -> Sampling | None:
+    """How a benchmark's answers are drawn; None: they are greedy."""
+    return RELEASE if getattr(entry, "draws", False) else None
 
 
 def _cache_bytes(device: torch.device, gpus: float) -> int:
@@ -170,7 +183,7 @@ def _answer_task(exam: Exam) -> tuple[RecordLog, Answers]:
         entry = entry.model_copy(update={"max_questions": exam.limit})
     model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
     log = exam.log({"dtype": str(model.dtype), "entry": entry.model_dump(mode="json")}, digests, console)
-    records, harness = run_lm_eval(model, tokenizer, entry, config.evaluate.batch_size, log, console)
+    records, harness = run_lm_eval(model, tokenizer, entry, config.evaluate.batch_size, log, console, _sampling(entry))
     return log, Answers(records, entry.metrics, {"harness": harness})
 
 

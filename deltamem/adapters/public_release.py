@@ -42,6 +42,7 @@ SUPPORTED = {
     "latent_memory_layers": [],
     "delta_o_rmsnorm": False,
     "trainable_delta_scale": False,
+    "delta_scale_parameterization": "alpha_over_rank",
 }
 # Settings of features that the options above switch off.
 DETAILS = (
@@ -137,6 +138,7 @@ def config_from_public(values: dict[str, Any], where: str) -> DeltaMemConfig:
             steer=tuple(heads),
             layers=tuple(values.get("target_layers") or ()) or None,
             segment=segment or "message",
+            segmentation="release" if segment else "deltamem",
             beta_bias_init=values.get("beta_bias_init", -1.5),
             online_gain=values.get("online_gain", 0.05),
             output_init="base_slice" if output_init in ("base_slice", "base_slice_fixed") else
@@ -147,7 +149,16 @@ def config_from_public(values: dict[str, Any], where: str) -> DeltaMemConfig:
 
 
 def config_to_public(config: DeltaMemConfig) -> dict[str, Any]:
-    """The inverse of :func:`config_from_public`."""
+    """The inverse of :func:`config_from_public`.
+
+    The format has no word for this project's own segments: an adapter that writes by them is warned of.
+    """
+    if config.strategy == "ssw" and config.segmentation != "release":
+        warnings.warn(
+            f"this adapter was trained with each {config.segment}'s text alone as a segment; the public release adds "
+            "the template's text around it or ends sentences at ; and : too, so that it will write somewhat else",
+            stacklevel=2,
+        )
     granularity = "token" if config.strategy != "ssw" else f"{config.segment}_mean"
     return {
         **SUPPORTED,

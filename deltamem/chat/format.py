@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import date
-from typing import Any, Literal, cast
+from os.path import commonprefix
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from deltamem.chat.literal_text import LiteralText, Shield
 from deltamem.chat.messages import EncodedMessages, Message
+from deltamem.config import SegmentRule
 from deltamem.errors import DeltaMemError
-
-Segment = Literal["message", "sentence"]
 
 # A sentence ends at . ! ? … (and closing quotes or brackets) before white space, or at a blank line.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n\s*\n")
+# In the public release at ; and : too but not at …, and what stands between two sentences belongs to the later one.
+_BETWEEN_RELEASE_SENTENCES = re.compile(r"(?<=[.!?;:])[\"'”’)\]]*\s+|\n{2,}")
 
 # Stand-ins for the contents of messages, which show where the template's own text lies.
 _MARK, _ANY_MARK = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
@@ -38,13 +40,14 @@ def encode_messages(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     add_generation_prompt: bool = False,
-    segment: Segment | None = "message",
+    segment: SegmentRule | None = "message",
 ) -> EncodedMessages:
     """Render messages through the chat template and number their segments.
 
     A segment is the content of one message that isn't the system's (or one sentence of it). The system message,
-    the template's own tokens around a message and the generation prompt belong to none (-1). Control tokens in a
-    content are text like any other (:mod:`deltamem.chat.literal_text`).
+    the template's own tokens around a message and the generation prompt belong to none (-1). By the public release's
+    rule ("release_message") a message's segment is all the text that it adds to the rendered chat. Control tokens in
+    a content are text like any other (:mod:`deltamem.chat.literal_text`).
 
     Args:
         segment: None where nobody needs segments, as tsw and msw don't: they are the messages where the template lets
@@ -60,7 +63,7 @@ def encode_messages(
 
 
 def encode_turn(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], segment: Segment | None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], segment: SegmentRule | None
 ) -> EncodedMessages:
     """New messages of a chat, from the end of the last reply's own text to the beginning of the next.
 
@@ -160,9 +163,11 @@ def _segment_spans(
     text: LiteralText,
     messages: Sequence[Message],
     generation_prompt: bool,
-    segment: Segment | None,
+    segment: SegmentRule | None,
 ) -> list[tuple[int, int]]:
     """[start, end) in the rendered text of every segment, in order."""
+    if segment == "release_message":
+        return _added_spans(tokenizer, text.text, messages)
     try:
         contents = _content_spans(tokenizer, text, messages, generation_prompt)
     except DeltaMemError:
@@ -173,11 +178,24 @@ def _segment_spans(
     for number, start, end in contents:
         if messages[number]["role"] == "system" or start == end:
             continue
-        if segment == "sentence":
-            spans += [(start + a, start + b) for a, b in sentence_spans(text.text[start:end])]
+        if segment in ("sentence", "release_sentence"):
+            spans += [(start + a, start + b) for a, b in sentence_spans(text.text[start:end], segment)]
         else:
             spans.append((start, end))
     return spans
+
+
+def _added_spans(tokenizer: PreTrainedTokenizerBase, text: str, messages: Sequence[Message]) -> list[tuple[int, int]]:
+    """What each message that isn't the system's adds to the chat so far.
+
+    What the template writes differently once a message follows, such as the end of a shared turn, is the later one's.
+    """
+    ends = [0]
+    for count in range(1, len(messages) + 1):
+        so_far = _render(tokenizer, messages[:count], False).text
+        ends.append(len(so_far) if text.startswith(so_far) else len(commonprefix([so_far, text])))
+    spans = zip(messages, ends, ends[1:], strict=False)
+    return [(start, end) for message, start, end in spans if message["role"] != "system" and start < end]
 
 
 def _content_spans(
@@ -246,7 +264,11 @@ def _numbered(ids: list[int], offsets: Sequence[tuple[int, int]], spans: Sequenc
     return EncodedMessages(ids, segment_ids)
 
 
-def sentence_spans(text: str) -> list[tuple[int, int]]:
+def sentence_spans(text: str, rule: SegmentRule = "sentence") -> list[tuple[int, int]]:
     """[start, end) of every sentence; together they cover the text."""
-    cuts = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    if rule == "release_sentence":
+        inner = [match.start() for match in _BETWEEN_RELEASE_SENTENCES.finditer(text)]
+    else:
+        inner = [match.end() for match in _SENTENCE_END.finditer(text)]
+    cuts = [0, *inner, len(text)]
     return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]

@@ -160,7 +160,8 @@ class Turn:
         spans = self.reply.spans()
         if self.runtime.model.config.segment == "message":
             return [0] * len(spans)
-        ends = [end for _, end in sentence_spans(self.reply.text)]
+        rule = self.runtime.model.config.segment_rule
+        ends = [end for _, end in sentence_spans(self.reply.text, rule)]
         return [sum(end <= start for end in ends) for start, _ in spans]
 
 

@@ -6,7 +6,7 @@ graph and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -128,19 +128,28 @@ class SlotDecoder:
         for slot in slots:
             self._lengths[slot] = -1
 
-    def generate(self, limits: Sequence[int], end_ids: Collection[int], write: bool | None = None) -> list[list[int]]:
-        """Greedy continuations of the first ``len(limits)`` slots, the tokens fed first not among them.
+    def generate(
+        self,
+        limits: Sequence[int],
+        end_ids: Collection[int],
+        write: bool | None = None,
+        choose: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[list[int]]:
+        """Continuations of the first ``len(limits)`` slots, the tokens fed first not among them.
 
         Args:
             limits: tokens of each at most.
             end_ids: tokens after which a sequence has ended; they aren't returned.
             write: whether they write after the tokens fed first; None: as they were filled.
+            choose: from their logits, [n, V], to their next tokens, [n]; None: the likeliest.
         """
         ends = torch.tensor(sorted(end_ids), device=self.token.device)
         chosen: list[Tensor] = []
         ended = torch.zeros(len(limits), dtype=torch.bool, device=self.token.device)
         for done in range(1, max(limits) + 1):
-            self.step()
+            logits = self.step()
+            if choose is not None:
+                self.token[: len(limits), 0] = choose(logits[: len(limits)])
             if done == 1 and write is not None:
                 self.writes[: len(limits)] = write
             chosen.append(self.token[: len(limits), 0].clone())

@@ -123,6 +123,26 @@ SOURCES = [
 ]
 
 
+RELEASE_CHARACTERS = 120_000
+"""Length to which δ-mem's public release cuts a context (arXiv 2605.12357's repository, its evaluation script)."""
+RELEASE_QUERY = (
+    "Use only the memory context above to answer the question.\n"
+    "Reply with a short entity, phrase, number, or sentence only.\n"
+    "If the answer is not supported by the context, reply exactly: I don't know.\n\n"
+    "Question: {}\nAnswer:"
+)
+"""What the release asks of every source. There the instruction comes before the context, and says "below"."""
+_CUT = "\n\n[... context truncated ...]\n\n"
+
+
+def clip(context: str, longest: int = RELEASE_CHARACTERS) -> str:
+    """A context as the public release cuts it: its first third and its last two thirds, with a mark between them."""
+    if len(context) <= longest:
+        return context
+    head = (longest - len(_CUT)) // 3
+    return context[:head].rstrip() + _CUT + context[len(context) - (longest - len(_CUT) - head) :].lstrip()
+
+
 def source_named(name: str, where: str) -> Source:
     """The family that a source's name in the data belongs to. Raises StageError for an unknown one."""
     for source in SOURCES:

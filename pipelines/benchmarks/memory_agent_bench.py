@@ -4,6 +4,9 @@ Four competencies: accurate retrieval (AR), test-time learning (TTL), long-range
 conflict resolution (CR), one Parquet file each on the Hub. The context is cut into messages as the benchmark
 cuts it into chunks, but at the ends of paragraphs and by characters: the benchmark counts 4,096 tokens of
 GPT-4o-mini.
+
+The protocol of δ-mem's public release gives each context as one message of at most 120,000 characters, and asks every
+source in the same words. Lengths of answers and scores are the benchmark's own under both.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.benchmarks.base import Context, Question, limit
-from pipelines.benchmarks.chunks import cut_text
 from pipelines.benchmarks.mab_scores import all_parts, movie_names, recall_at_5, text_scores
-from pipelines.benchmarks.mab_sources import SYSTEM, Source, source_named
+from pipelines.benchmarks.mab_sources import RELEASE_QUERY, SYSTEM, Source, clip, source_named
 from pipelines.benchmarks.records import AS_PUBLISHED, DOWNLOAD, attempt, reference, text, usable
 from pipelines.config.benchmarks import MemoryAgentBenchSettings
+from pipelines.data.chunks import cut_text
 from pipelines.data.documents import BadRecord
 from pipelines.data.files import from_hub, parquet_rows, read_json
 from pipelines.errors import StageError
@@ -68,18 +71,21 @@ class MemoryAgentBench:
         source, category = source_named(name, f"{path}, row {number}"), f"{competency}/{name}"
         if source.metric == "recall_at_5":
             self._movie_names(name)
-        chunks = cut_text(text(row["context"], "context"), self.settings.chunk_characters)
+        release = self.settings.protocol == "release"
         questions = []
         for index, pair in enumerate(zip(row["questions"], row["answers"], strict=True)):
             question_id = f"{context_id}/{index}"
             question = attempt(
-                lambda question_id=question_id, pair=pair: _question(question_id, category, source, *pair),
+                lambda question_id=question_id, pair=pair: _question(question_id, category, source, release, *pair),
                 "question", context_id, "a question of MemoryAgentBench", self.bad_records, question_id,
             )  # fmt: skip
             questions += [question] if question else []
         if not questions:
             return None
-        return Context(context_id, [{"role": "user", "content": source.intro + chunk} for chunk in chunks], questions)
+        whole = text(row["context"], "context")
+        longest = self.settings.chunk_characters
+        parts = [clip(whole)] if release else [source.intro + chunk for chunk in cut_text(whole, longest)]
+        return Context(context_id, [{"role": "user", "content": part} for part in parts], questions)
 
     def score(self, question: Question, prediction: str) -> dict[str, float]:
         metric = question.extra["metric"]
@@ -126,16 +132,15 @@ class MemoryAgentBench:
         return self._movies
 
 
-def _question(question_id: str, category: str, source: Source, asked: Any, answers: Any) -> Question:
+def _question(question_id: str, category: str, source: Source, release: bool, asked: Any, answers: Any) -> Question:
     if not isinstance(answers, list) or not answers:
         raise ValueError("it has no list of answers")
+    asks = text(asked, "question")
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": source.ask(asks)}]
     return Question(
         question_id=question_id,
         cluster_id=question_id.rpartition("/")[0],
-        messages=[
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": source.ask(text(asked, "question"))},
-        ],
+        messages=[{"role": "user", "content": RELEASE_QUERY.format(asks.strip())}] if release else messages,
         references=[reference(answer) for answer in answers],
         category=category,
         extra={"metric": source.metric},

@@ -23,11 +23,11 @@ from itertools import islice
 from typing import NamedTuple
 
 from pipelines.benchmarks.base import Context, Question
-from pipelines.benchmarks.chunks import cut_text
 from pipelines.benchmarks.mab_scores import text_scores
 from pipelines.benchmarks.mab_sources import CLASSIFICATION, SYSTEM
 from pipelines.benchmarks.records import AS_PUBLISHED, DOWNLOAD, text, usable
 from pipelines.config.benchmarks import TtlSettings
+from pipelines.data.chunks import cut_text
 from pipelines.data.documents import BadRecord
 from pipelines.data.files import read_json, text_of
 from pipelines.errors import StageError

@@ -5,9 +5,9 @@ Paths are relative to the folder the command runs in. ``configs/benchmarks`` has
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipelines.config.types import Count, Name, Section, unique
 
@@ -35,8 +35,36 @@ class _Sampled(Section):
     max_questions: Count | None = Field(None, description="only the first so many questions of each context")
 
 
-class LocomoSettings(_Sampled):
+class _Published(Section):
+    """A benchmark of the paper's table: asked as its authors ask it, or as δ-mem's public release does."""
+
+    drawn_by_release: ClassVar[bool] = False
+
+    protocol: Literal["official", "release"] = Field(
+        "official", description="whose way of asking: that of its authors, or of the public release of δ-mem"
+    )
+    sampled: bool | None = Field(
+        None,
+        description="whether answers are drawn (temperature 0.4, top-p 0.9, top-k 10) or greedy; null: as the protocol "
+        "has it, of which only the release's, and only for LoCoMo, draws them",
+    )
+
+    @property
+    def draws(self) -> bool:
+        """Whether answers are drawn."""
+        return self.protocol == "release" and self.drawn_by_release if self.sampled is None else self.sampled
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # entries without these keys keep the hashes they had before there were any
+        whole, unset = handler(self), {"protocol": "official", "sampled": None}
+        return {key: value for key, value in whole.items() if key not in unset or value != unset[key]}
+
+
+class LocomoSettings(_Sampled, _Published):
     """LoCoMo: questions about long conversations of many dated sessions."""
+
+    drawn_by_release: ClassVar[bool] = True
 
     kind: Literal["locomo"]
     file: str = Field(description="locomo10.json, as its authors publish it")
@@ -47,7 +75,7 @@ class LocomoSettings(_Sampled):
     message: Literal["session", "turn"] = Field("session", description="what one message of the history is")
 
 
-class HotpotqaSettings(_Sampled):
+class HotpotqaSettings(_Sampled, _Published):
     """HotpotQA, development set, distractor setting: every question has its own ten paragraphs."""
 
     kind: Literal["hotpotqa"]
@@ -56,7 +84,7 @@ class HotpotqaSettings(_Sampled):
     hub_revision: str | None = Field(None, description="its branch, tag or commit")
 
 
-class MemoryAgentBenchSettings(_Sampled):
+class MemoryAgentBenchSettings(_Sampled, _Published):
     """MemoryAgentBench: many questions about each of its long contexts, in four competencies."""
 
     kind: Literal["memory_agent_bench"]
@@ -130,7 +158,7 @@ class ChatRepliesSettings(Section):
     seed: int = Field(42, description="of the conversations and requests drawn")
 
 
-class LmEvalSettings(Section):
+class LmEvalSettings(_Published):
     """A task of lm-evaluation-harness. It has no history: the prompt is read, and written as it is read."""
 
     kind: Literal["lm_eval"]

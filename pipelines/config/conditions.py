@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, cast
 
-ConditionName = Literal["none", "state", "swapped", "permuted", "strength_0", "strength_2", "full"]
+ConditionName = Literal["none", "state", "swapped", "unrelated", "permuted", "strength_0", "strength_2", "full"]
 
 
 class Condition(NamedTuple):
@@ -18,7 +18,7 @@ class Condition(NamedTuple):
         prompt, memory, words: what the prompt and the memory hold, and what the answer tells, as the report words it.
         history_in_prompt: whether the history stands before the question, and is written as it is read.
         written_from: whose history the memory is written from before the question: that of the question's own
-            context or of another; None: the memory is empty.
+            context or of another, or text of an unrelated corpus; None: the memory is empty.
         layers_permuted: whether every layer reads the state that another one wrote.
         strength: how strongly the memory steers, 1 as trained.
         by_default: whether a configuration that names no conditions asks under it.
@@ -28,7 +28,7 @@ class Condition(NamedTuple):
     memory: str
     words: str
     history_in_prompt: bool = False
-    written_from: Literal["own", "other"] | None = None
+    written_from: Literal["own", "other", "corpus"] | None = None
     layers_permuted: bool = False
     strength: float = 1.0
     by_default: bool = True
@@ -52,6 +52,13 @@ CONDITIONS: Mapping[str, Condition] = {
         "written from another question's history",
         "The control: whatever this gains over none is adaptation to the task, not memory.",
         written_from="other",
+    ),
+    "unrelated": Condition(
+        "question",
+        "written from as much text of an unrelated corpus",
+        "A further control: what a memory does that was filled by anything at all.",
+        written_from="corpus",
+        by_default=False,
     ),
     "permuted": Condition(
         "question",

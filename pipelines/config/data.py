@@ -6,9 +6,9 @@ per source.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipelines.config.types import Count, Name, Number, Section
 
@@ -69,6 +69,16 @@ class QasperSource(_FileSource):
     train_files: list[str] = Field(default_factory=list, description="QASPER JSON files; none: the Hub's data set")
     hub_id: str = Field("allenai/qasper", description="data set on the Hub, where there are no train_files")
     hub_revision: str | None = Field(None, description="its branch, tag or commit; null: its Parquet conversion")
+    form: Literal["sections", "release"] = Field(
+        "sections",
+        description="how a paper is written: a message a section, or as in the training set of δ-mem's public release "
+        "one message of numbered turns after a system message, which the questions have too",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_form(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # entries without this key keep the hashes they had before there was one
+        return {key: value for key, value in handler(self).items() if (key, value) != ("form", "sections")}
 
 
 class SquadSource(_TextSource):

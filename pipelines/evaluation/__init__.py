@@ -8,13 +8,14 @@ what it merely got used to:
 | none       | question           | empty                                                                        |
 | state      | question           | written from the right history                                               |
 | swapped    | question           | written from the history of another document (see ``swap``)                  |
+| unrelated  | question           | written from as much text of an unrelated corpus (see ``swap``)              |
 | permuted   | question           | written from the right history, each layer's state given to the next layer   |
 | strength_0 | question           | written from the right history, steering nothing: the frozen backbone        |
 | strength_2 | question           | written from the right history, steering twice as much as trained            |
 | full       | history + question | written from the history as it is read, the setting of the paper             |
 
-``pipelines.config.conditions`` is the table that the code goes by; ``permuted`` and the two strengths are asked only
-where a configuration names them.
+``pipelines.config.conditions`` is the table that the code goes by; ``unrelated``, ``permuted`` and the two
+strengths are asked only where a configuration names them.
 
 Under all conditions but full the question and the answer are read only: nothing is written, so that the
 conditions differ in what the memory holds at the start and in nothing else. An empty memory adds nothing,

@@ -2,9 +2,10 @@
 
 ``memory_effect``: state − swapped over the same questions, with a verdict; what it matters that the memory is of
 the right document. ``context_recovery``: (state − none) / (full − none); how much of what the history in the prompt
-is worth the memory brings back. ``layer_effect``: state − permuted, where that was asked; what it matters that each
-layer finds its own state. ``steering_effect``: state − strength_0, and ``empty_effect``: none − strength_0, likewise;
-what a filled and an empty memory are worth against the frozen backbone, or cost. All are positive where memory helps.
+is worth the memory brings back. Where they were asked, ``corpus_effect``: state − unrelated; what it matters that the
+memory is of the benchmark at all; ``layer_effect``: state − permuted; what it matters that each layer finds its own
+state; ``steering_effect``: state − strength_0, and ``empty_effect``: none − strength_0; what a filled and an empty
+memory are worth against the frozen backbone, or cost. All are positive where memory helps.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Effect(NamedTuple):
 
 EFFECTS = {
     "memory_effect": Effect(("state", "swapped"), paired_differences, is_difference=True),
+    "corpus_effect": Effect(("state", "unrelated"), paired_differences, is_difference=True),
     "layer_effect": Effect(("state", "permuted"), paired_differences, is_difference=True),
     "steering_effect": Effect(("state", "strength_0"), paired_differences, is_difference=True),
     "empty_effect": Effect(("none", "strength_0"), paired_differences, is_difference=True),

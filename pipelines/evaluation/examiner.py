@@ -26,7 +26,8 @@ from pipelines.errors import StageError
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.prompts import FullPrompts, PromptEncoder
 from pipelines.evaluation.records import Record, RecordLog
-from pipelines.evaluation.swap import permute_layers, swap_partners
+from pipelines.evaluation.sampling import Draws, Sampling
+from pipelines.evaluation.swap import permute_layers, swap_partners, unrelated
 from pipelines.run.progress import Meter
 
 TOKENS_PER_PASS = 16_384
@@ -59,6 +60,7 @@ class Examiner:
         max_new_tokens: bounds the benchmark's own limits of an answer; None doesn't.
         cache_bytes: of keys and values in one batch of questions whose histories are in the prompt. At the peak about
             three times as much is in use.
+        sampling: how answers are drawn; None: they are greedy.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class Examiner:
         max_new_tokens: int | None,
         cache_bytes: int,
         console: Console,
+        sampling: Sampling | None = None,
     ):
         self.benchmark, self.contexts = benchmark, contexts
         self.reader, self.encoder, self.log = reader, encoder, log
         self.batch_size, self.max_new_tokens, self.cache_bytes = batch_size, max_new_tokens, cache_bytes
-        self.console = console
+        self.console, self.sampling = console, sampling
         self._answers = {
             question.question_id: encoder.answer(question) for context in contexts for question in context.questions
         }
@@ -102,7 +105,8 @@ class Examiner:
         needed = {sources[context.context_id] for name, sources in written_from.items() for context, _ in waiting[name]}
         total = sum(len(questions) for asked in waiting.values() for _, questions in asked)
         with Meter(total, self.console) as self.meter:
-            memory, row_of = self._write_memories([c for c in self.contexts if c.context_id in needed])
+            corpus = [unrelated(c) for c in self.contexts if c.to_write] if "corpus" in whose.values() else []
+            memory, row_of = self._write_memories([c for c in (*self.contexts, *corpus) if c.context_id in needed])
             for name, asked in waiting.items():
                 self.meter.step(name)
                 if CONDITIONS[name].history_in_prompt:
@@ -112,11 +116,12 @@ class Examiner:
                     with self.reader.steered(CONDITIONS[name].strength):
                         self._ask_alone(name, asked, written_from.get(name), found, row_of)
 
-    def _sources(self, whose: Literal["own", "other"]) -> dict[str, str]:
+    def _sources(self, whose: Literal["own", "other", "corpus"]) -> dict[str, str]:
         """The context whose history each context's memory is written from; those without a history are left out."""
         if whose == "other":
             return swap_partners(self.contexts)
-        return {context.context_id: context.context_id for context in self.contexts if context.to_write}
+        with_history = [context for context in self.contexts if context.to_write]
+        return {c.context_id: (unrelated(c) if whose == "corpus" else c).context_id for c in with_history}
 
     def _unasked(self, condition: str, context: Context) -> list[Question]:
         return [q for q in context.questions if not self.log.has(condition, q.question_id)]
@@ -256,7 +261,9 @@ class Examiner:
                 answers = [self._answers[task.question.question_id] for task in batch]
                 rows = self.reader.read(start([task.row for task in batch]), body, write)
                 nlls = self.reader.answer_nll(rows, last, answers, write)
-                generated = self.reader.generate(rows, last, [self._limit(task.question) for task in batch], write)
+                draws = self.sampling and Draws(self.sampling, [task.question.question_id for task in batch])
+                limits = [self._limit(task.question) for task in batch]
+                generated = self.reader.generate(rows, last, limits, write, draws)
             records = [self._record(condition, *parts) for parts in zip(batch, nlls, generated, strict=True)]
             self.log.add(records, cost)
             self.meter.advance(len(batch))

@@ -27,6 +27,7 @@ from deltamem.decoding.prefix import PrefixReader
 from deltamem.decoding.slot_decoder import SlotDecoder, round_up
 from deltamem.model import backbone_of
 from deltamem.tools.measuring import peak_bytes, seconds_now
+from pipelines.evaluation.sampling import Draws
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,16 @@ class Reader:
         return self._forward(rows, ids, mask, torch.zeros_like(ids), write)[0].float(), targets
 
     @torch.inference_mode()
-    def generate(self, rows: Rows, last: Sequence[int], limits: Sequence[int], write: bool) -> list[list[int]]:
-        """Greedy answers, at most ``limits`` tokens each, without the end of turn."""
+    def generate(
+        self, rows: Rows, last: Sequence[int], limits: Sequence[int], write: bool, draws: Draws | None = None
+    ) -> list[list[int]]:
+        """Answers, greedy or drawn, at most ``limits`` tokens each, without the end of turn."""
         decoder = self._decoder_for(len(last), rows.mask.shape[1] + max(limits), rows.prefix)
         first = torch.tensor(list(last), device=self.device)
         # the last token of a prompt belongs to no message: ssw doesn't write it
         writes = write and not (self.has_memory and self.model.config.strategy == "ssw")
         decoder.fill(range(len(last)), KeyValues.from_cache(rows.cache), first, rows.memory, rows.mask, writes)
-        answers = decoder.generate(limits, self.end_ids, write)
+        answers = decoder.generate(limits, self.end_ids, write, draws)
         self.tokens += sum(map(len, answers)) + len(answers)
         return answers
 

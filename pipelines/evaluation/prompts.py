@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deltamem.chat.format import encode_messages, encode_reply
 from deltamem.chat.messages import EncodedMessages, Message
+from deltamem.config import SegmentRule
 from deltamem.errors import DeltaMemError
 from pipelines.benchmarks.base import Context, Question, prompt_messages
 from pipelines.errors import StageError
@@ -50,7 +51,7 @@ class PromptEncoder:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    segment: Literal["message", "sentence"] | None
+    segment: SegmentRule | None
     window: int
 
     def history(self, messages: Sequence[Message]) -> list[EncodedMessages]:
@@ -121,6 +122,9 @@ class PromptEncoder:
         probe = self._prompt([*system, *history, _PROBE])
         shared = len(commonprefix([prompt.input_ids for prompt in (*prompts, probe)]))
         shared = min(shared, *(len(prompt.input_ids) - 1 for prompt in prompts))
+        # what a template puts before a question may belong to the question's segment, which is written in one pass
+        while shared and any(-1 != p.segment_ids[shared] == p.segment_ids[shared - 1] for p in prompts):
+            shared -= 1
         return (
             EncodedMessages(*(tokens[:shared] for tokens in prompts[0])),
             [EncodedMessages(*(tokens[shared:] for tokens in prompt)) for prompt in prompts],

@@ -1,9 +1,14 @@
-"""The controls of the memory: another history's in ``swapped``, other layers' states in ``permuted``."""
+"""The controls of the memory: another history's in ``swapped``, other layers' states in ``permuted``, and in
+``unrelated`` that of a corpus that has nothing to do with the questions.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from itertools import accumulate
 
 from deltamem import DeltaMemory
 from pipelines.benchmarks.base import Context
@@ -51,6 +56,33 @@ def permute_layers(memory: DeltaMemory) -> DeltaMemory:
         )
     moved = [layers[-1], *layers[:-1]]
     return replace(memory, states={layer: memory.states[other] for layer, other in zip(layers, moved, strict=True)})
+
+
+def unrelated(context: Context) -> Context:
+    """A context whose history says nothing of its questions: messages as long as its own, of another corpus.
+
+    The corpus is the documentation that comes with Python, so that nothing has to be fetched. Where in it a history
+    begins is drawn from the context's id.
+    """
+    corpus, written = unrelated_corpus(), context.to_write
+    lengths = [len(message["content"]) for message in written]
+    first = int.from_bytes(hashlib.sha256(context.context_id.encode()).digest()[:8]) % len(corpus)
+    text = corpus[first:] + corpus * (1 + sum(lengths) // len(corpus))
+    starts = accumulate(lengths, initial=0)
+    history = [
+        message if message["role"] == "system" else {**message, "content": text[start : start + length]}
+        for message, start, length in zip(written, starts, lengths, strict=False)
+    ]
+    return replace(context, context_id=f"unrelated to {context.context_id}", history=history, written=None)
+
+
+@cache
+def unrelated_corpus() -> str:
+    """The text that ``unrelated`` writes, without tables and code; it may differ from one Python to the next."""
+    from pydoc_data.topics import topics
+
+    paragraphs = [" ".join(part.split()) for name in sorted(topics) for part in topics[name].split("\n\n")]
+    return "\n".join(part for part in paragraphs if sum(map(str.isalpha, part)) > 0.7 * len(part))
 
 
 def _join_pair(number: int, ordered: Sequence[Context], partner: dict[int, int]) -> None:

@@ -8,7 +8,7 @@ pipelines.harness.model …``); without ``adapter`` it evaluates the frozen back
 ``--model_args`` are the arguments of :func:`pipelines.harness.loading.load`.
 
 A request starts with an empty memory; its prompt and its answer are written as they are read, as in the
-paper. Answers are greedy.
+paper. Answers are greedy unless the evaluation stage has them drawn.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from deltamem.errors import DeltaMemError
 from deltamem.model import backbone_of, segment_of
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.records import RecordLog
+from pipelines.evaluation.sampling import Draws, Sampling
 from pipelines.harness.loading import arguments, batch_size, load
 from pipelines.run.progress import Meter
 
@@ -51,6 +52,7 @@ class DeltaMemLM(TemplateLM):
         batch_size: requests in a pass.
         log: keeps answers as they come; a request that it has isn't asked again.
         console: where progress is told.
+        sampling: how answers are drawn; None: they are greedy.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -62,9 +64,10 @@ class DeltaMemLM(TemplateLM):
         batch_size: int = 1,
         log: RecordLog | None = None,
         console: Console | None = None,
+        sampling: Sampling | None = None,
     ):
         super().__init__()
-        self.tokenizer, self.batch_size, self.log = tokenizer, batch_size, log
+        self.tokenizer, self.batch_size, self.log, self.sampling = tokenizer, batch_size, log, sampling
         self.console = console or Console(stderr=True, soft_wrap=True)
         base = backbone_of(model)
         self.max_length, self.segment = facts.window(base.config), segment_of(model)
@@ -201,7 +204,7 @@ class DeltaMemLM(TemplateLM):
         prompts, limits, stops = [], [], []
         for text, options in (request.args for request in requests):
             options = dict(normalize_gen_kwargs(options, DEFAULT_NEW_TOKENS))
-            if options.get("do_sample"):
+            if options.get("do_sample") and self.sampling is None:
                 raise DeltaMemError(
                     "this task samples its answers, and this model answers greedily; add --gen_kwargs do_sample=False"
                 )
@@ -211,7 +214,8 @@ class DeltaMemLM(TemplateLM):
 
         def answer(batch: list[int]) -> list[str]:
             rows, last = self._read([prompts[i] for i in batch])
-            generated = self.reader.generate(rows, last, [limits[i] for i in batch], write=True)
+            draws = self.sampling and Draws(self.sampling, [requests[i].args[0] for i in batch])
+            generated = self.reader.generate(rows, last, [limits[i] for i in batch], True, draws)
             texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
             return [postprocess_generated_text(text, stops[i], None) for i, text in zip(batch, texts, strict=True)]
 

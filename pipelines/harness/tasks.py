@@ -30,6 +30,7 @@ from pipelines.config.benchmarks import LmEvalSettings
 from pipelines.data.files import from_hub
 from pipelines.errors import StageError
 from pipelines.evaluation.records import Record, RecordLog
+from pipelines.evaluation.sampling import Sampling
 from pipelines.harness.model import DeltaMemLM
 
 SEED = 0
@@ -45,18 +46,20 @@ def run_lm_eval(
     batch_size: int,
     log: RecordLog | None = None,
     console: Console | None = None,
+    sampling: Sampling | None = None,
 ) -> tuple[list[Record], dict[str, Any]]:
     """One record per question, and the harness's own results of the task.
 
     Args:
         log: keeps raw answers as they come, so that an interrupted run goes on where it was.
+        sampling: how answers are drawn; None: they are greedy.
 
     Raises:
         StageError: the task or its data can't be had, or a metric of the entry isn't one of the task's.
     """
     ensure_sentence_model()
     task, manager = _load_task(settings)
-    lm = DeltaMemLM(model, tokenizer, batch_size, log, console)
+    lm = DeltaMemLM(model, tokenizer, batch_size, log, console, sampling)
     try:
         results = lm_eval.simple_evaluate(
             lm,

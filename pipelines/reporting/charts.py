@@ -18,9 +18,8 @@ plt.switch_backend("Agg")  # files only, no windows
 
 INK = "#1d2733"
 """Of text and lines; the page replaces it where its background is dark."""
-COLOURS = dict(
-    zip(CONDITIONS, ("#8b95a5", "#3b7dd8", "#e08a2e", "#9b6bb3", "#8fb3d9", "#1d4f8f", "#3f9e6e"), strict=True)
-)
+_OF_CONDITIONS = ("#8b95a5", "#3b7dd8", "#e08a2e", "#c9a227", "#9b6bb3", "#8fb3d9", "#1d4f8f", "#3f9e6e")
+COLOURS = dict(zip(CONDITIONS, _OF_CONDITIONS, strict=True))
 """Of the conditions."""
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,

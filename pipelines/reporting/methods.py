@@ -108,8 +108,9 @@ def _fields(strategy: Any) -> dict[str, Any]:
     """All that can differ between two δ-mem strategies; of the write strategy what it writes at once, as "msw" is no
     more than a number of states."""
     fields = _adapter(strategy)
-    segment = fields.pop("segment")
-    fields["write"] = segment if fields.pop("strategy") == "ssw" else "token"
+    segment, whose = fields.pop("segment"), fields.pop("segmentation")
+    by_release = " of the release" if whose == "release" else ""
+    fields["write"] = segment + by_release if fields.pop("strategy") == "ssw" else "token"
     return fields | {f"train.{key}": value for key, value in strategy.train.items()}
 
 

@@ -7,15 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.adapters.files import load_adapter, save_adapter
 from deltamem.adapters.tensors import collect_tensors, fill_layers
+from deltamem.chat.format import encode_messages
+from deltamem.config import SegmentRule
 from pipelines.config.adapter import adapter_config
 from pipelines.config.strategies import DeltaStrategy
+from pipelines.data.shards import read_rows
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, collate
 from pipelines.training.beside import Beside
@@ -35,6 +39,12 @@ class DeltaRecipe(Recipe):
         if self._settings.strategy == "ssw":
             need_segments(episodes, self.cell.backbone_name)
         return episodes, notes
+
+    def usable(self, episodes: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+        rule = self._settings.segment_rule
+        if self._settings.strategy != "ssw" or rule == "message":  # by messages the episodes are segmented already
+            return episodes, {}
+        return segmented(episodes, self.tokenizer, rule), {}
 
     def objective(self, base: PreTrainedModel) -> nn.Module:
         train = self.cell.train
@@ -88,6 +98,19 @@ def _shape(config: DeltaMemConfig, depth: int) -> dict[str, Any]:
     """What decides an adapter's weights; how they are used may change from one training to the next."""
     layers = list(range(depth) if config.layers is None else config.layers)
     return {"rank": config.rank, "num_states": config.num_states, "steer": sorted(config.steer), "layers": layers}
+
+
+def segmented(episodes: pa.Table, tokenizer: PreTrainedTokenizerBase, rule: SegmentRule) -> pa.Table:
+    """Episodes whose contexts are segmented by a rule."""
+    papers: list[str] = episodes["paper_id"].to_pylist()
+    of_paper: dict[str, np.ndarray] = {}
+    for row, paper in enumerate(papers):
+        if paper not in of_paper:
+            (found,) = read_rows(episodes, [row], ["messages"])
+            of_paper[paper] = np.array(encode_messages(tokenizer, found["messages"], segment=rule).segment_ids)
+    position = episodes.schema.get_field_index("segment_ids")
+    field = episodes.schema.field(position)
+    return episodes.set_column(position, field, pa.array([of_paper[paper] for paper in papers], field.type))
 
 
 def need_segments(episodes: pa.Table, backbone: str) -> None:

@@ -9,7 +9,7 @@ MLP Memory, the paper's other two, would each be a module and a row here; see ``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,7 +55,8 @@ class Kind:
 
 
 def _default_adapter(entry: DeltaStrategy) -> str | None:
-    adapter = adapter_config(entry.adapter, len(THIRDS))
+    # by whose rule segments are told apart the paper doesn't say
+    adapter = replace(adapter_config(entry.adapter, len(THIRDS)), segmentation="deltamem")
     return adapter.strategy if adapter == DeltaMemConfig(strategy=adapter.strategy) else None
 
 

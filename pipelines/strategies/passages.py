@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rank_bm25 import BM25Okapi
 
 from pipelines.benchmarks.base import Context, Question
-from pipelines.benchmarks.chunks import cut_text
+from pipelines.data.chunks import cut_text
 
 if TYPE_CHECKING:
     from deltamem.chat.messages import Message

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.data import QasperSource
+from pipelines.data.chunks import cut_text
 from pipelines.data.documents import BadRecord, Corpus, Document, Split, hold_out, read_files
 from pipelines.data.files import from_hub
-from pipelines.data.papers import EXPECTED, paper_document, parse_papers, read_papers
+from pipelines.data.papers import EXPECTED, UNANSWERABLE, paper_document, parse_papers, read_papers
 from pipelines.errors import StageError
 
 HUB_SPLITS = {"train": "train", "eval": "validation"}
@@ -19,8 +21,45 @@ HUB_PARQUET = "refs/convert/parquet"
 """The Hub's own Parquet conversion; the main branch needs a loading script, which is never run here."""
 
 
+RELEASE_SYSTEM = (
+    "Answer the question from the notes that you were given earlier. If they don't contain the answer, reply exactly: "
+    "No information available."
+)
+RELEASE_UNANSWERABLE = "No information available."
+RELEASE_TURN_CHARACTERS = 1_000
+"""Of a numbered turn at most: a paper then has about as many as in the release's set, which has 23 to 34."""
+
+
 def load(settings: QasperSource, split: Split, folder: Path) -> Corpus:
     """The papers of a split."""
+    corpus = _load(settings, split)
+    if settings.form == "release":
+        corpus.documents = list(map(in_release_form, corpus.documents))
+    return corpus
+
+
+def in_release_form(document: Document) -> Document:
+    """A paper as δ-mem's public release trains on it: its whole text is one message of numbered turns.
+
+    What is written and what is read begin with a system message, and a question that the paper doesn't answer is
+    answered in the words that this one gives.
+    """
+    text = "\n\n".join(message["content"] for message in document.messages)
+    turns = [f"Turn {number}:\n{turn}" for number, turn in enumerate(cut_text(text, RELEASE_TURN_CHARACTERS), start=1)]
+    system = {"role": "system", "content": RELEASE_SYSTEM}
+    exercises = [
+        replace(
+            exercise,
+            prompt=[system, *exercise.prompt],
+            references=[RELEASE_UNANSWERABLE if r == UNANSWERABLE else r for r in exercise.references],
+        )
+        for exercise in document.exercises
+    ]
+    written = [system, {"role": "user", "content": "\n\n".join(turns)}] if turns else []
+    return replace(document, messages=written, exercises=exercises)
+
+
+def _load(settings: QasperSource, split: Split) -> Corpus:
     if not settings.train_files:
         return _from_hub(settings, split)
     own = split == "eval" and settings.eval_files

@@ -48,9 +48,10 @@ def write_folder(model, path, kind):
 @pytest.mark.parametrize("kind", ["ours", "public"])
 @pytest.mark.parametrize(
     "config",
-    [{"strategy": "tsw"}, {"strategy": "ssw"}, {"strategy": "ssw", "segment": "sentence"}, {"strategy": "msw"},
+    [{"strategy": "tsw"}, {"strategy": "ssw", "segmentation": "release"}, {"strategy": "msw"},
+     {"strategy": "ssw", "segment": "sentence", "segmentation": "release"},
      {"steer": ("q", "k", "v", "o"), "rank": 4, "alpha": 8.0, "layers": (0, 2)}],
-    ids=["tsw", "ssw", "ssw-sentence", "msw", "qkvo-layers"],
+    ids=["tsw", "ssw", "msw", "ssw-sentence", "qkvo-layers"],
 )  # fmt: skip
 def test_round_trip_is_bit_exact(tiny_model, tmp_path, kind, config):
     model = trained(tiny_model, **config)
@@ -61,6 +62,25 @@ def test_round_trip_is_bit_exact(tiny_model, tmp_path, kind, config):
     }  # fmt: skip
     assert torch.equal(logits(model), logits(loaded))
     assert not list(tmp_path.glob("*.bin"))
+
+
+@pytest.mark.parametrize("segment", ["message", "sentence"])
+def test_segments_of_this_projects_rule_stay_so_here_and_are_warned_of_in_the_public_format(
+    tiny_model, tmp_path, segment
+):
+    model = trained(tiny_model, strategy="ssw", segment=segment)
+    write_folder(model, tmp_path / "ours", "ours")
+    assert adapter_files.load_adapter(tmp_path / "ours")[0].segment_rule == segment
+    with pytest.warns(UserWarning, match="write somewhat else"):
+        write_folder(model, tmp_path / "public", "public")
+    assert adapter_files.load_adapter(tmp_path / "public")[0].segment_rule == f"release_{segment}"
+
+
+def test_an_adapter_from_before_there_were_two_rules_keeps_this_projects(tiny_model, tmp_path):
+    write_folder(trained(tiny_model, strategy="ssw"), tmp_path, "ours")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "segmentation"}))
+    assert adapter_files.load_adapter(tmp_path)[0].segment_rule == "message"
 
 
 def test_the_folder_holds_the_adapter_and_nothing_of_the_backbone(tiny_model, tmp_path):
@@ -147,7 +167,8 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tiny_model, tmp_path, m
 @pytest.mark.parametrize(
     "option,value",
     [("state_update_mode", "no_lambda"), ("normalize_qk", False), ("couple_lambda", False), ("rankwise_gates", False),
-     ("memory_write_granularity", "paragraph"), ("num_memory_partitions", 2), ("latent_memory_layers", [3])],
+     ("memory_write_granularity", "paragraph"), ("num_memory_partitions", 2), ("latent_memory_layers", [3]),
+     ("delta_scale_parameterization", "sqrt_rank")],
 )  # fmt: skip
 def test_an_unsupported_public_option_is_named(tiny_model, tmp_path, option, value):
     write_folder(trained(tiny_model), tmp_path, "public")

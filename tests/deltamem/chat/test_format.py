@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from deltamem import ChatSession, DeltaMemError, encode_messages
-from deltamem.chat.format import encode_history, encode_reply, encode_turn
+from deltamem.chat.format import encode_history, encode_reply, encode_turn, sentence_spans
 from pipelines.backbones.random_weights import byte_tokenizer
 from tests.tiny_models import make_chat_model
 
@@ -194,3 +194,71 @@ def test_a_chat_forged_in_a_message_is_one_message():
     chat.send(FORGED, max_new_tokens=4)
     end = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert chat.state.tokens.count(end) == 2  # the message and its reply
+
+
+# --- the public release's segments --------------------------------------------------------------------------------
+
+
+SYSTEM_AND_TURNS = [
+    {"role": "system", "content": "Be brief."},
+    *user("One: two; three."),
+    {"role": "assistant", "content": "Four."},
+    *user("Five?"),
+]
+
+
+@pytest.mark.parametrize("template", [CHATML, ALPACA, DROPS_THINKING], ids=["chatml", "alpaca", "thinking"])
+def test_by_the_releases_rule_a_message_is_all_that_it_adds_to_the_chat(template):
+    tokenizer = with_template(template)
+    messages = SYSTEM_AND_TURNS if template != ALPACA else SYSTEM_AND_TURNS[1:]
+    encoded = encode_messages(tokenizer, messages, True, segment="release_message")
+    found = parts(encoded, tokenizer)
+    texts = [
+        tokenizer.apply_chat_template(messages[:count], tokenize=False) if count else ""
+        for count in range(len(messages) + 1)
+    ]
+    added = [after.removeprefix(before) for before, after in zip(texts, texts[1:], strict=False)]
+    assert [found[number] for number in range(3)] == added[-3:]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    assert found[-1] == "".join(added[:-3]) + whole.removeprefix(texts[-1])  # the system's, and the generation prompt
+    assert encoded.input_ids == encode_messages(tokenizer, messages, True).input_ids
+
+
+def test_by_the_releases_rule_sentences_end_at_semicolons_and_colons_too():
+    tokenizer = byte_tokenizer()
+    found = parts(encode_messages(tokenizer, SYSTEM_AND_TURNS, segment="release_sentence"), tokenizer)
+    assert [found[number] for number in range(5)] == ["One:", " two;", " three.", "Four.", "Five?"]
+    ours = parts(encode_messages(tokenizer, SYSTEM_AND_TURNS, segment="sentence"), tokenizer)
+    assert ours[0] == "One: two; three."
+
+
+@pytest.mark.parametrize(
+    "text,sentences",
+    [
+        ("No end", ["No end"]),
+        ('He said "Go." She went.', ['He said "Go.', '" She went.']),
+        ("Head\n\n\nBody… on.", ["Head", "\n\n\nBody… on."]),
+        ("3.5 is: a number", ["3.5 is:", " a number"]),
+    ],
+)
+def test_what_stands_between_two_sentences_is_the_later_ones_in_the_release(text, sentences):
+    assert [text[a:b] for a, b in sentence_spans(text, "release_sentence")] == sentences
+
+
+def test_turns_that_a_template_merges_are_told_apart_where_their_common_text_ends():
+    tokenizer = with_template(
+        "{% for m in messages %}{% if loop.previtem is defined and loop.previtem['role'] == m['role'] %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
+    )
+    found = parts(encode_messages(tokenizer, user("a", "b"), segment="release_message"), tokenizer)
+    assert found == {0: "<user>a", 1: "\n\nb</>"}
+
+
+@pytest.mark.parametrize("rule", ["release_message", "release_sentence"])
+def test_chats_go_on_by_the_releases_segments(rule):
+    model, tokenizer = make_chat_model("ssw")
+    model.config.segmentation, model.config.segment = "release", rule.removeprefix("release_")
+    chat = ChatSession(model, tokenizer)
+    for text in ("One: two.", "three"):
+        assert chat.send(text, max_new_tokens=6).reply_tokens
+    assert chat.state.memory.norms()

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.benchmarks import Question, get_benchmark
-from pipelines.benchmarks.chunks import cut_text
 from pipelines.benchmarks.mab_scores import (
     all_parts,
     movie_names,
@@ -20,9 +19,10 @@ from pipelines.benchmarks.mab_scores import (
     substring_match,
     text_scores,
 )
-from pipelines.benchmarks.mab_sources import SOURCES, source_named
+from pipelines.benchmarks.mab_sources import SOURCES, clip, source_named
 from pipelines.benchmarks.memory_agent_bench import FILES
 from pipelines.config.benchmarks import MemoryAgentBenchSettings, TtlSettings
+from pipelines.data.chunks import cut_text
 from pipelines.errors import StageError
 from tests.paths import DATA
 
@@ -395,3 +395,32 @@ def test_the_real_files(dataset, train, test, labels):
     (context,) = learning.contexts()
     assert set(mapping(context).values()) == {str(number) for number in range(labels)}
     assert all(learning.score(q, f"label: {q.references[0]}")["exact_match"] for q in context.questions)
+
+
+# --- as the public release asks it -----------------------------------------------------------------------
+
+
+def test_the_release_asks_every_source_in_the_same_words_about_one_message(folder):
+    official, release = (list(benchmark(folder, protocol=name).contexts()) for name in ("official", "release"))
+    for ours, theirs in zip(official, release, strict=True):
+        assert theirs.context_id == ours.context_id
+        (message,) = theirs.history
+        assert message["role"] == "user" and message["content"].startswith("First of ")
+        for question, other in zip(ours.questions, theirs.questions, strict=True):
+            (asked,) = other.messages
+            assert asked["content"].startswith("Use only the memory context above") and asked["role"] == "user"
+            assert asked["content"].endswith(f"Question: {question.asked}\nAnswer:")
+            assert (other.max_new_tokens, other.references) == (question.max_new_tokens, question.references)
+            assert other.query == question.query
+
+
+@pytest.mark.parametrize("length", [119_999, 120_000, 120_001, 500_000])
+def test_the_release_keeps_the_first_third_and_the_last_two(length):
+    text = "".join(chr(ord("a") + number % 26) for number in range(length))
+    kept = clip(text)
+    assert len(kept) == min(length, 120_000)
+    if length > 120_000:
+        head, mark, tail = kept.partition("\n\n[... context truncated ...]\n\n")
+        assert mark and text.startswith(head) and text.endswith(tail) and len(tail) - 2 * len(head) in range(3)
+    else:
+        assert kept == text

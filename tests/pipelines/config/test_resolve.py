@@ -83,6 +83,44 @@ def test_the_papers_recipe():
     assert zero["overlap_comm"] and zero["contiguous_gradients"] and zero["reduce_scatter"]
 
 
+@pytest.mark.parametrize("name", ["paper", "paper_release"])
+def test_the_papers_configurations_say_of_each_key_where_it_comes_from(name):
+    tags = ("[paper]", "[release]", "[authors]", "[here]")
+    text = (PROJECT / f"configs/{name}.yaml").read_text()
+    meanings, _, keys = text.partition("\nname:")
+    assert all(tag in meanings for tag in tags)
+    trained_and_evaluated = keys[keys.index("\ndata:") :].splitlines()
+    told = [line for line in trained_and_evaluated if line and not line.endswith(":")]
+    assert len(told) > 20 and [line for line in told if not any(tag in line for tag in tags)] == []
+
+
+def test_the_papers_recipe_in_its_authors_way():
+    config, plain = (load_config(PROJECT / f"configs/{name}.yaml") for name in ("paper_release", "paper"))
+    assert config.train == plain.train and set(config.backbones) == set(plain.backbones)
+    assert set(config.benchmarks) == set(plain.benchmarks)
+    protocols = {name: getattr(entry, "protocol", None) for name, entry in config.benchmarks.items()}
+    assert protocols == {name: None if name == "qasper" else "release" for name in config.benchmarks}
+    assert [name for name, entry in config.benchmarks.items() if getattr(entry, "draws", False)] == ["locomo"]
+    assert adapter_config(config.strategies["ssw"].adapter, 3).segment_rule == "release_message"
+    assert config.data.sources["release"].hub_id == "huaXiaKyrie/delta-mem-qasper-data"
+    assert config.data.weights["qasper"] == 0 and config.data.sources["qasper"].form == "release"
+
+
+def test_a_benchmarks_protocol_leaves_the_hashes_of_official_entries_as_they_are():
+    entry = {"kind": "locomo", "version": 1, "file": "x.json"}
+    official, release, drawn = (
+        resolve_config(settings(benchmarks={"m": entry | more}, register={"champion_metric": "m/f1"}), "here")
+        for more in ({}, {"protocol": "release"}, {"sampled": True})
+    )
+    before = parts.evaluate(official, "frozen", "m")["benchmark"]
+    assert not {"protocol", "sampled"} & before.keys()
+    assert parts.evaluate(release, "frozen", "m")["benchmark"] == before | {"protocol": "release"}
+    assert (official.benchmarks["m"].draws, release.benchmarks["m"].draws, drawn.benchmarks["m"].draws) == (
+        False, True, True
+    )  # fmt: skip
+    assert resolve_config(json.loads(release.to_json()), "again") == release
+
+
 def test_the_evidence_table():
     config = load_config(PROJECT / "configs/evidence_table.yaml")
     assert len(parts.cells(config)) == 5 * 2

@@ -1,11 +1,14 @@
 """Reading QASPER: every answer type, bad records one by one, and files that aren't QASPER."""
 
 import json
+import re
 
 import datasets
 import pytest
+from pydantic import TypeAdapter
 
 from pipelines.config import Data
+from pipelines.config.data import DataSource
 from pipelines.data.papers import Answer, Section, paper_document, read_papers
 from pipelines.data.sources import load_corpus
 from pipelines.errors import StageError
@@ -217,3 +220,24 @@ def test_hub_data_set_that_is_not_qasper(tmp_path, own_cache):
 def test_hub_that_is_not_there(tmp_path, own_cache):
     with pytest.raises(StageError, match="can't be loaded.*'generated'"):
         load_corpus(on_hub(tmp_path / "nothing"), "train", tmp_path)
+
+
+def test_in_the_releases_form_a_paper_is_one_message_of_numbered_turns(write):
+    sections = [{"section_name": f"S{n}", "paragraphs": ["Words. " * 100, "More. " * 100]} for n in range(20)]
+    asked = [question(RED), question(answer(unanswerable=True), RED, question_id="r")]
+    path = write({"p": paper(*asked, full_text=sections)})
+    split = {"train_files": [str(path)], "eval_files": [str(path)]}
+    source = TypeAdapter(DataSource).validate_python({"kind": "qasper", **split, "form": "release"})
+    (document,) = load_corpus(source, "train", path.parent).documents
+    system, written = document.messages
+    turns = re.split(r"(?:^|\n\n)Turn (\d+):\n", written["content"])[1:]
+    assert (system["role"], written["role"]) == ("system", "user")
+    assert list(map(int, turns[::2])) == list(range(1, len(turns) // 2 + 1)) and 23 <= len(turns) // 2 <= 34
+    assert max(map(len, turns[1::2])) <= 1000
+    first, second = document.exercises
+    assert [m["role"] for m in first.prompt] == ["system", "user"] and first.prompt[0] == system
+    assert (first.references, second.references) == (["red"], ["No information available.", "red"])
+    assert second.references[0] in system["content"]
+    plain = TypeAdapter(DataSource).validate_python({"kind": "qasper", **split})
+    sections = [m["content"] for m in load_corpus(plain, "train", path.parent).documents[0].messages]
+    assert " ".join(turns[1::2]).split() == " ".join(sections).split()  # not a word is lost

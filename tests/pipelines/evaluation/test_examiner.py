@@ -13,7 +13,8 @@ from pipelines.evaluation.examiner import Examiner
 from pipelines.evaluation.passes import Reader, Rows
 from pipelines.evaluation.prompts import PromptEncoder
 from pipelines.evaluation.records import RecordLog
-from pipelines.evaluation.swap import swap_partners
+from pipelines.evaluation.sampling import RELEASE
+from pipelines.evaluation.swap import swap_partners, unrelated, unrelated_corpus
 
 CONDITIONS = ["none", "state", "swapped", "full"]
 # Room for the keys and values of all questions' histories; for two questions, so that a history is shared by its own.
@@ -92,12 +93,13 @@ def evaluate(tokenizer, tmp_path):
         **options,
     ):
         benchmark = Letters(contexts, drop_first, writes_questions)
-        segment = model.config.segment if hasattr(model, "memory_layers") else "message"
+        segment = model.config.segment_rule if hasattr(model, "memory_layers") else "message"
         encoder = PromptEncoder(tokenizer, segment, window)
         reader = options.pop("reader", None) or Reader(model, [tokenizer.eos_token_id], tokenizer.pad_token_id)
         log = RecordLog(options.pop("path", tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"), {"key": 1})
         limit, room = options.pop("max_new_tokens", None), options.pop("cache_bytes", COPIED)
-        examiner = Examiner(benchmark, contexts, reader, encoder, log, batch_size, limit, room, Console(quiet=True))
+        quiet, drawn = Console(quiet=True), options.pop("sampling", None)
+        examiner = Examiner(benchmark, contexts, reader, encoder, log, batch_size, limit, room, quiet, drawn)
         examiner.run(conditions)
         log.close()
         return {(r["condition"], r["question_id"]): r for r in log.records}
@@ -194,6 +196,40 @@ def test_a_chat_s_question_is_written_as_it_is_read(strategy, make_model, tokeni
             none, off = (records[name, question.question_id]["nll"] for name in ("none", "strength_0"))
             assert off == pytest.approx(alone.ask(*encoded, question, None, write=False)[0], abs=1e-4)
             assert none != pytest.approx(off, abs=1e-4)
+
+
+def test_an_unrelated_memory_is_written_from_as_much_text_that_has_nothing_to_do_with_the_questions(
+    make_model, tokenizer, evaluate
+):
+    model = make_model()
+    records, alone = evaluate(model, conditions=["none", "unrelated", "state"]), Alone(model, tokenizer)
+    histories = [unrelated(c).history for c in CONTEXTS]
+    for c, history in zip(CONTEXTS, histories, strict=True):
+        assert [(m["role"], len(m["content"])) for m in history] == [(m["role"], len(m["content"])) for m in c.history]
+        assert unrelated(c).history == history
+        for question in c.questions:
+            expected = alone.ask(*alone.encode(question.messages), question, alone.written(history), write=False)
+            assert_same(records["unrelated", question.question_id], expected)
+            assert records["unrelated", question.question_id]["nll"] != records["state", question.question_id]["nll"]
+    texts = ["".join(m["content"] for m in history) for history in histories]
+    assert len(set(texts)) == len(texts) and all(len(text.split()) > 3 for text in texts)
+
+
+def test_a_system_message_stays_and_a_long_history_goes_round_the_corpus():
+    corpus = unrelated_corpus()
+    written = [{"role": "system", "content": "Remember."}, user("x" * (len(corpus) + 100)), user("y" * 50)]
+    system, long, short = unrelated(Context("c", [], [], written)).history
+    assert system == written[0] and len(long["content"]) == len(corpus) + 100
+    assert long["content"][:150] == (long["content"] + short["content"])[len(corpus) : len(corpus) + 150]
+
+
+def test_drawn_answers_are_the_same_however_they_are_batched(make_model, evaluate):
+    model = make_model()
+    alone, together = (evaluate(model, conditions=["state"], batch_size=size, sampling=RELEASE) for size in (1, 8))
+    greedy = evaluate(model, conditions=["state"])
+    assert {key: r["prediction"] for key, r in alone.items()} == {key: r["prediction"] for key, r in together.items()}
+    assert [r["prediction"] for r in alone.values()] != [r["prediction"] for r in greedy.values()]
+    assert [r["nll"] for r in alone.values()] == pytest.approx([r["nll"] for r in greedy.values()], abs=1e-4)
 
 
 def test_strengths_turn_the_memory_off_and_up(make_model, tokenizer, evaluate):
