@@ -32,6 +32,8 @@ from pipelines.config.strategies import (
     FROZEN,
     DeltaStrategy,
     LoraStrategy,
+    MemGenStrategy,
+    MlpMemoryStrategy,
     Strategy,
 )
 from pipelines.config.types import Name, Section, unique
@@ -89,7 +91,7 @@ class Cell:
     backbone_name: str
     backbone: Backbone
     strategy_name: str
-    strategy: DeltaStrategy | LoraStrategy
+    strategy: DeltaStrategy | LoraStrategy | MemGenStrategy | MlpMemoryStrategy
     seed: int
     train: Train
 

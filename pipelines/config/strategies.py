@@ -64,6 +64,44 @@ class LoraStrategy(Section):
     train: dict[str, Any] = Field(default_factory=dict, description="keys of the train section that differ here")
 
 
+class MemGenStrategy(Section):
+    """MemGen: latent tokens that a second, trained copy of the backbone (the weaver) inserts into what it reads."""
+
+    trained: ClassVar[bool] = True
+
+    kind: Literal["memgen"]
+    rank: Count = Field(16, description="of the weaver's LoRA")
+    alpha: Count = Field(32, description="what that adds is scaled by alpha / rank")
+    dropout: Number = Field(0.1, ge=0, lt=1, description="of what that reads, in training")
+    target_modules: Annotated[list[str], Field(min_length=1), AfterValidator(unique)] = Field(
+        ["q_proj", "v_proj"], description="projections that get it, by their names in the backbone"
+    )
+    prompt_latents: Count = Field(8, description="latent tokens at the prompt's end")
+    answer_latents: Count = Field(8, description="latent tokens at each place in the answer")
+    insertions: Annotated[int, Field(ge=0)] = Field(5, description="such places in an answer, at most")
+    train: dict[str, Any] = Field(default_factory=dict, description="keys of the train section that differ here")
+
+
+class MlpMemoryStrategy(Section):
+    """MLP Memory: a network that imitates retrieval from the training texts, mixed with the backbone at every token."""
+
+    trained: ClassVar[bool] = True
+
+    kind: Literal["mlp_memory"]
+    depth: Count | None = Field(None, description="blocks of the network; null: as many as the backbone has layers")
+    mix: Number = Field(0.25, gt=0, lt=1, description="weight λ of the network's distribution at decoding")
+    neighbours: Count = Field(1024, description="nearest tokens of the training texts that a target is made of")
+    temperature: Number = Field(16.0, gt=0, description="what their squared distances are divided by")
+    kl_weight: Number = Field(
+        0.5, ge=0, le=1, description="of the neighbours' distribution in the loss; the rest is the next token's"
+    )
+    index: str = Field(
+        "Flat", description="faiss's index, as its index_factory names them: Flat is exact, IVF4096,Flat is fast"
+    )
+    probes: Count = Field(32, description="lists that an IVF index searches")
+    train: dict[str, Any] = Field(default_factory=dict, description="keys of the train section that differ here")
+
+
 FROZEN = "frozen"
 """Name under which the frozen backbone is evaluated, beside the strategies."""
 
@@ -86,7 +124,13 @@ def _delta_by_default(value: Any) -> Any:
 
 Strategy = Annotated[
     Annotated[
-        DeltaStrategy | LoraStrategy | Bm25Strategy | LlmLingua2Strategy | MemoryBankStrategy,
+        DeltaStrategy
+        | LoraStrategy
+        | MemGenStrategy
+        | MlpMemoryStrategy
+        | Bm25Strategy
+        | LlmLingua2Strategy
+        | MemoryBankStrategy,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_delta_by_default),

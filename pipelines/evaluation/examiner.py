@@ -23,7 +23,7 @@ from deltamem.model import backbone_of, segment_of
 from pipelines.benchmarks.base import Benchmark, Context, Question
 from pipelines.config.conditions import CONDITIONS
 from pipelines.errors import StageError
-from pipelines.evaluation.passes import Reader, Rows
+from pipelines.evaluation.passes import Reader, Rows, reader_of
 from pipelines.evaluation.prompts import FullPrompts, PromptEncoder
 from pipelines.evaluation.records import Record, RecordLog
 from pipelines.evaluation.sampling import Draws, Sampling
@@ -305,4 +305,4 @@ def reader_and_encoder(
     base = backbone_of(model)
     encoder = PromptEncoder(tokenizer, segment_of(model), window(base.config))
     ends = end_ids(base, tokenizer) | {encoder.answer(question)[-1]}
-    return Reader(model, sorted(ends), tokenizer.pad_token_id), encoder
+    return reader_of(model, sorted(ends), tokenizer.pad_token_id), encoder

@@ -227,6 +227,12 @@ class Reader:
         return torch.tensor(padded, device=self.device), torch.tensor(mask, device=self.device)
 
 
+def reader_of(model: DeltaMemModel | PreTrainedModel, end_ids: Sequence[int], pad_id: int) -> Reader:
+    """What runs a model: the reader that it brings, where it is more than a language model with a cache."""
+    make = getattr(model, "make_reader", Reader)
+    return make(end_ids, pad_id) if make is not Reader else Reader(model, end_ids, pad_id)
+
+
 def _fork(cache: Cache) -> Cache:
     """A cache that grows on its own; it shares the tensors, which growing replaces and doesn't change."""
     fork = copy.copy(cache)

@@ -34,7 +34,7 @@ from deltamem.chat.format import TEMPLATE_OPTIONS, encode_messages
 from deltamem.chat.messages import EncodedMessages
 from deltamem.errors import DeltaMemError
 from deltamem.model import backbone_of, segment_of
-from pipelines.evaluation.passes import Reader, Rows
+from pipelines.evaluation.passes import Rows, reader_of
 from pipelines.evaluation.records import RecordLog
 from pipelines.evaluation.sampling import Draws, Sampling
 from pipelines.harness.loading import arguments, batch_size, load
@@ -72,7 +72,7 @@ class DeltaMemLM(TemplateLM):
         base = backbone_of(model)
         self.max_length, self.segment = facts.window(base.config), segment_of(model)
         pad = tokenizer.pad_token_id
-        self.reader = Reader(
+        self.reader = reader_of(
             model, sorted(facts.end_ids(base, tokenizer)), tokenizer.eos_token_id if pad is None else pad
         )
         self.shortened: set[str] = set()

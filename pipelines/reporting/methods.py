@@ -68,6 +68,11 @@ class Methods:
         return [name for name, strategy in self._strategies.items() if KINDS[strategy.kind].has_memory]
 
     @property
+    def without_memory(self) -> list[str]:
+        """What is trained and has no memory apart from its weights: no condition can empty or swap it."""
+        return [name for name in self.trained if name not in self.with_memory]
+
+    @property
     def trained(self) -> list[str]:
         return [name for name, strategy in self._strategies.items() if strategy.trained]
 

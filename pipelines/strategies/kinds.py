@@ -3,7 +3,7 @@
 δ-mem is compared with what needs no training and gives the frozen backbone a shorter history to read (retrieval by
 BM25, compression by LLMLingua-2, MemoryBank), and with LoRA adapters trained on the same episodes: with the context in
 the prompt (Context2LoRA), and without it, which shows what adapting to the answers' style buys by itself. MemGen and
-MLP Memory, the paper's other two, would each be a module and a row here; see ``README.md`` in this folder.
+MLP Memory, the paper's other two, are trained on them as well: what they keep lies in their weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pipelines.config.strategies import (
     DeltaStrategy,
     LlmLingua2Strategy,
     LoraStrategy,
+    MemGenStrategy,
     MemoryBankStrategy,
+    MlpMemoryStrategy,
 )
 from pipelines.config.types import Section
 
@@ -83,6 +85,22 @@ KINDS: Mapping[str, Kind] = {
         load="pipelines.strategies.lora:load_lora",
         description="A LoRA adapter's files as PEFT writes them, without a pyfunc loader: download them and use "
         "peft.PeftModel.from_pretrained(backbone, FOLDER).",
+    ),
+    "memgen": Kind(
+        MemGenStrategy,
+        lambda entry: "memgen",
+        recipe="pipelines.strategies.memgen_recipe:MemGenRecipe",
+        load="pipelines.strategies.memgen_recipe:load_memgen",
+        description="The weaver of MemGen, without a pyfunc loader: download its files and use "
+        "pipelines.strategies.memgen_recipe.load_memgen(backbone, FOLDER).",
+    ),
+    "mlp_memory": Kind(
+        MlpMemoryStrategy,
+        lambda entry: "mlp_memory",
+        recipe="pipelines.strategies.mlp_memory_recipe:MlpMemoryRecipe",
+        load="pipelines.strategies.mlp_memory_recipe:load_mlp_memory",
+        description="The network of MLP Memory, without a pyfunc loader: download its files and use "
+        "pipelines.strategies.mlp_memory_recipe.load_mlp_memory(backbone, FOLDER).",
     ),
     "delta": Kind(
         DeltaStrategy,

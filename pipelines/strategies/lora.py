@@ -36,7 +36,7 @@ from pipelines.training.objective import answer_logits, answer_nll, token_nll
 WEIGHTS = "adapter_model.safetensors"
 
 
-def make_lora(base: PreTrainedModel, settings: LoraStrategy) -> PeftModel:
+def make_lora(base: PreTrainedModel, settings: LoraStrategy, dropout: float = 0.0) -> PeftModel:
     """A new LoRA on a frozen backbone: float32 weights, the second factor zero, so that it changes nothing
     yet.
 
@@ -46,7 +46,7 @@ def make_lora(base: PreTrainedModel, settings: LoraStrategy) -> PeftModel:
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=0.0,
+        lora_dropout=dropout,
         target_modules=settings.target_modules,
         bias="none",
         task_type="CAUSAL_LM",

@@ -70,6 +70,9 @@ class Recipe(ABC):
         companions = Companions.of(episodes, train, seed) if self.has_memory else None
         return Schedule(episodes, train, seed, workers, Mixture.of(self.config.data), companions)
 
+    def prepare(self, base: PreTrainedModel, episodes: pa.Table) -> None:  # noqa: B027
+        """Makes what the objective needs of the frozen backbone and the episodes: nothing, as a rule."""
+
     @abstractmethod
     def objective(self, base: PreTrainedModel) -> nn.Module:
         """The loss of a batch as a module whose parameters are exactly the adapter's, named ``adapter.…``.

@@ -44,6 +44,7 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
     base, _ = load_backbone(recipe.folder, device=device)
     if train.compile_backbone:
         compile_norms_and_mlps(base)
+    recipe.prepare(base, episodes)
     objective = recipe.objective(base)
     if task.init_adapter:
         recipe.start_from(objective, Path(task.init_adapter))

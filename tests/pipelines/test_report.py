@@ -217,3 +217,8 @@ def test_command_line_says_what_is_wrong(tmp_path):
 
 def test_the_curve_s_memory_effect_is_explained(page):
     assert "NLL swapped − state is the memory effect on a step's own questions" in page.text
+
+
+def test_it_says_which_methods_have_no_memory_to_swap(page):
+    told = "What context2lora, lora_without_context have learnt lies in weights"
+    assert told in page.text and "asked under none and full alone" in page.text

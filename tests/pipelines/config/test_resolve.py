@@ -67,7 +67,7 @@ def test_the_schema_file_is_in_step():
 
 def test_the_papers_recipe():
     config = load_config(PROJECT / "configs/paper.yaml")
-    assert len(parts.cells(config)) == 3 * (3 + 2)
+    assert len(parts.cells(config)) == 3 * (3 + 4)
     assert set(config.benchmarks) >= {"locomo", "hotpotqa", "ifeval", "gpqa_diamond", "memory_agent_bench"}
     untrained = {name for name, strategy in config.strategies.items() if not strategy.trained}
     assert untrained == {"bm25", "llmlingua2", "memory_bank"}
@@ -123,12 +123,12 @@ def test_a_benchmarks_protocol_leaves_the_hashes_of_official_entries_as_they_are
 
 def test_the_evidence_table():
     config = load_config(PROJECT / "configs/evidence_table.yaml")
-    assert len(parts.cells(config)) == 5 * 2
+    assert len(parts.cells(config)) == 7 * 2
     asked = parts.evaluations(config)
     # seven benchmarks; the two baselines that change the history have nothing to do on IFEval
-    assert len(asked) == len(set(asked)) == 7 + 2 * 6 + 10 * 7
+    assert len(asked) == len(set(asked)) == 7 + 2 * 6 + 14 * 7
     assert {strategy for _, strategy, _, name in asked if name == "ifeval"} == {
-        "frozen", "tsw", "ssw", "msw", "context2lora", "lora_without_context"
+        "frozen", "tsw", "ssw", "msw", "context2lora", "lora_without_context", "memgen", "mlp_memory"
     }  # fmt: skip
     assert config.benchmarks["ttl_trec_coarse"].shots == 400  # as its file says, with the data from elsewhere
 
