@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: as much of its HTTP interface as publishing and fetching an adapter takes."""
+"""A stand-in for the Hugging Face Hub: what publishing adapters and fetching models and data take of its interface."""
 
 import base64
 import contextlib
@@ -14,13 +14,18 @@ class Hub:
     """Repositories in memory.
 
     Attributes:
-        repos: {"user/name": {path: bytes}}.
+        repos: {"user/name": {path: bytes}}; of a data set "datasets/user/name".
+        gated: those of them that only a request with the token may read.
+        revisions: {repository: a revision that it has besides "main" and its commit}.
+        cut: {path: bytes after which its next download breaks off}.
+        served: every download's path, and the byte that it began with.
         visibility: {"user/name": what was asked for}.
         token: what a request that changes something must bring.
     """
 
     def __init__(self, token="hf_test"):
         self.repos, self.visibility, self.token = {}, {}, token
+        self.gated, self.revisions, self.cut, self.served = set(), {}, {}, []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -70,31 +75,69 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         parts = self.path.partition("?")[0].strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            repo = "/".join(parts[2:4])
-            files = self.hub.repos.get(repo, {})
-            if "tree" in parts:
-                facts = {"type": "file", "oid": COMMIT}
-                return self._answer(200, [{**facts, "path": path, "size": len(files[path])} for path in files])
-            siblings = [{"rfilename": path} for path in files]
-            found = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
-            return self._answer(200, found) if siblings else self._answer(404, {"error": "Repository not found"})
-        content = self.hub.repos.get("/".join(parts[:2]), {}).get("/".join(parts[4:]))  # /user/name/resolve/commit/path
+        if parts[0] == "api":
+            return self._about("/".join(parts[2:4]), parts[4:], "datasets/" if parts[1] == "datasets" else "")
+        kind = "datasets/" if parts[0] == "datasets" else ""
+        user, name, _, _, *path = parts[1:] if kind else parts  # user/name/resolve/commit/path
+        self._file(f"{kind}{user}/{name}", "/".join(path))
+
+    def _about(self, repo, more, kind):
+        """What the API says of a repository: its facts, its files, or whether the caller may read them."""
+        files = self.hub.repos.get(kind + repo)
+        if not files:
+            return self._answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+        if more[:1] == ["revision"] and more[1] not in ("main", COMMIT, self.hub.revisions.get(kind + repo)):
+            return self._answer(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+        if more == ["auth-check"]:
+            return self._answer(200, {}) if self._may_read(kind + repo) else self._refuse()
+        if "tree" in more:
+            facts = {"type": "file", "oid": COMMIT}
+            inside = "/".join(more[more.index("tree") + 2 :])
+            found = [{**facts, "path": path, "size": len(files[path])} for path in files if path.startswith(inside)]
+            return self._answer(200, found)
+        if "paths-info" in more:
+            return self._answer(200, [])
+        gated = "manual" if kind + repo in self.hub.gated else False
+        siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
+        facts = {"private": False, "gated": gated, "tags": ["license:cc-by-4.0"], "downloads": 0}
+        self._answer(200, {"id": repo, "sha": COMMIT, "siblings": siblings, **facts})
+
+    def _file(self, repo, path):
+        """A file, from where the caller wants it on; ``cut`` breaks off after so many bytes, once."""
+        content = self.hub.repos.get(repo, {}).get(path)
         if content is None:
-            return self._answer(404, {"error": "Entry not found"})
-        etag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        return self._send(200, content, "application/octet-stream", etag)
+            return self._answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+        if not self._may_read(repo):
+            return self._refuse()
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        headers["Accept-Ranges"] = "bytes"
+        wanted = self.headers.get("Range", "")
+        start = int(wanted.removeprefix("bytes=").partition("-")[0] or 0) if wanted.startswith("bytes=") else 0
+        if self.command == "GET":
+            self.hub.served.append((path, start))
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        cut = self.hub.cut.pop(path, None) if self.command == "GET" else None
+        self._send(206 if start else 200, content[start:], "application/octet-stream", headers, cut)
 
-    def _answer(self, status, content):
-        self._send(status, json.dumps(content).encode(), "application/json", {})
+    def _may_read(self, repo):
+        return repo not in self.hub.gated or self.headers.get("Authorization") == f"Bearer {self.hub.token}"
 
-    def _send(self, status, content, kind, headers):
+    def _refuse(self):
+        self._answer(403, {"error": "Access to this repository is restricted."}, {"X-Error-Code": "GatedRepo"})
+
+    def _answer(self, status, content, headers=None):
+        self._send(status, json.dumps(content).encode(), "application/json", headers or {})
+
+    def _send(self, status, content, kind, headers, cut=None):
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:cut])
+        if cut is not None:
+            self.close_connection = True
 
     def log_message(self, *arguments):
         pass
