@@ -12,6 +12,7 @@ place of clipping and AdamW in the ways that say so.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import time
@@ -32,10 +33,10 @@ from pipelines.training.graphs import StepGraphs
 from pipelines.training.objective import MemoryObjective
 from pipelines.training.schedule import cut_evenly
 
-BATCHES = 4
+BATCHES = 3
 """Different ones, taken in turns: training's lengths differ from step to step too."""
 WORK = {"short": (48, 72), "recipe": (64, 96), "evidence": (64, 64)}
-WAYS = ("plain", "graphed", "graphed, compiled", "plain, DeepSpeed", "graphed, compiled, DeepSpeed")
+WAYS = ("plain", "graphed", "graphed, compiled", "graphed, compiled, DeepSpeed")
 
 Step = list[tuple[EpisodeBatch, float]]
 """The micro-batches of a step, and their shares of its loss."""
@@ -44,8 +45,8 @@ Step = list[tuple[EpisodeBatch, float]]
 def main(
     shape: Annotated[str, typer.Option(help="of the backbone")] = "smollm2-135m",
     work: Annotated[list[str], typer.Option(help="short, recipe or evidence")] = list(WORK),  # noqa: B006
-    way: Annotated[list[str], typer.Option(help="plain, graphed, …; compiled, DeepSpeed")] = list(WAYS),  # noqa: B006
-    steps: Annotated[int, typer.Option(help="steps timed, after two rounds of the batches")] = 12,
+    way: Annotated[list[str], typer.Option(help="plain or graphed; , compiled; , DeepSpeed")] = list(WAYS),  # noqa: B006
+    steps: Annotated[int, typer.Option(help="steps timed, after two rounds of the batches")] = 9,
     states: Annotated[int, typer.Option(help="8×8 states a layer")] = 4,
     dtype: Annotated[str, typer.Option(help="of the backbone")] = "bfloat16",
     scale: Annotated[float, typer.Option(help="share of the texts and questions")] = 1.0,
@@ -62,6 +63,7 @@ def main(
             plain: list[float] = []
             for how in way:
                 named = {"work": kind, "way": how}
+                gc.collect()  # an objective and its graphs hold each other
                 try:
                     objective = _objective(shape, states, getattr(torch, dtype), how, kind, place)
                     measured, losses = _measure(objective, _steps(kind, scale, objective), how, steps, place)
