@@ -20,6 +20,7 @@ from deltamem.tools.measuring import peak_bytes
 from pipelines.backbones.prepared import load_backbone
 from pipelines.training import checkpoint
 from pipelines.training import deepspeed_engine as engines
+from pipelines.training.ahead import one_ahead
 from pipelines.training.batches import EpisodeBatch
 from pipelines.training.curve import LOSS, SOURCE_NLL, STEP, Curve
 from pipelines.training.finite import require_finite
@@ -56,15 +57,20 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
     curve = Curve(Path(task.curve), start, recipe.sources, more) if rank == 0 else None
     profiler = start_profiler(train.profile_steps, Path(task.trace)) if train.profile_steps and rank == 0 else None
 
-    for step in range(start, schedule.steps):
-        began = time.perf_counter()
+    def share(step: int) -> tuple[list[MicroBatch], list[EpisodeBatch]]:
+        """What this worker reads in a step, and the same as tensors."""
+        micro_batches = schedule.micro_batches(step, rank)
+        return micro_batches, [recipe.collate(episodes, micro.groups, micro.beside) for micro in micro_batches]
+
+    began = time.perf_counter()
+    for step, (micro_batches, batches) in one_ahead(share, range(start, schedule.steps)):
         rate = learning_rate(train, step, schedule.steps)
         engines.set_learning_rate(engine, rate)
-        micro_batches = schedule.micro_batches(step, rank)
         effect = {}
         if look_every and step % look_every == 0:  # before the step has learnt from them
             effect = {"memory_effect": _memory_effect(engine, recipe, episodes, micro_batches, device)}
-        means, by_source, tokens = _learn(engine, recipe, episodes, micro_batches, device)
+        weights = [micro.weight for micro in micro_batches]
+        means, by_source, tokens = _learn(engine, recipe, batches, weights, device)
         row, tokens = _reduce(means | effect, tokens, workers)
         row |= _means_by_source(by_source, recipe.sources)
         seconds = time.perf_counter() - began
@@ -84,6 +90,7 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
             _report(engine, step + 1, row, facts, rank)
         if profiler:
             profiler.step()
+        began = time.perf_counter()
     if profiler:
         profiler.stop()
 
@@ -108,13 +115,12 @@ def _memory_effect(
 
 
 def _learn(
-    engine, recipe: Recipe, episodes: pa.Table, micro_batches: Sequence[MicroBatch], device: torch.device
+    engine, recipe: Recipe, batches: Sequence[EpisodeBatch], weights: Sequence[float], device: torch.device
 ) -> tuple[dict[str, Tensor], Tensor, int]:
     """One optimiser step; returns this worker's metrics, scalars on its device, sums by source, and the tokens read."""
     names, means, tokens = [], [], 0
     by_source = torch.zeros(len(recipe.sources), 2, device=device)
-    for groups, weight, beside in micro_batches:
-        batch = recipe.collate(episodes, groups, beside).to(device)
+    for batch, weight in zip((batch.to(device) for batch in batches), weights, strict=True):
         tokens += batch.tokens
         result = engine(batch)
         metrics = recipe.metrics(result)
