@@ -3,7 +3,8 @@
     python -m pipelines.evaluate --config configs/quickstart.yaml --backbone NAME --strategy tsw --seed 42 \
         --benchmark qasper
 
-The conditions are described in ``pipelines.evaluation``. Strategy ``frozen`` is the backbone alone. An
+The conditions are described in ``pipelines.evaluation``. With ``--by-layer`` the state of one layer at a time is
+another history's, which tells where the memory sits. Strategy ``frozen`` is the backbone alone. An
 interrupted job goes on where it was.
 """
 
@@ -24,14 +25,16 @@ from pipelines.benchmarks import Context, get_benchmark
 from pipelines.benchmarks.base import first_questions
 from pipelines.config import FROZEN, Config, load_config
 from pipelines.config.benchmarks import BenchmarkSettings
-from pipelines.config.conditions import CONDITIONS
-from pipelines.errors import run_stage
+from pipelines.config.conditions import condition, one_layer_swapped
+from pipelines.errors import StageError, run_stage
+from pipelines.evaluation.effects import layer_effects
 from pipelines.evaluation.exam import Exam
 from pipelines.evaluation.examiner import Examiner, reader_and_encoder
 from pipelines.evaluation.intake import Intake, told
 from pipelines.evaluation.own_replies import with_own_replies
+from pipelines.evaluation.passes import Reader
 from pipelines.evaluation.records import Record, RecordLog, write_parquet
-from pipelines.evaluation.results import summarise
+from pipelines.evaluation.results import NLL, Scores, summarise
 from pipelines.evaluation.sampling import RELEASE, Sampling
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.evaluation.swap import unrelated_corpus
@@ -72,22 +75,32 @@ def main(
         int | None,
         typer.Option(min=1, help="Ask so many questions only; the result lies apart from a whole one."),
     ] = None,
+    by_layer: Annotated[
+        bool,
+        typer.Option(help="Swap the state of one layer at a time; result and picture lie apart, BENCHMARK-layers."),
+    ] = False,
 ) -> None:
     """Evaluate one adapter of a configuration on one benchmark."""
     settings = load_config(config)
-    result = evaluate(settings, backbone, strategy, seed, benchmark, limit)
+    result = evaluate(settings, backbone, strategy, seed, benchmark, limit, by_layer)
     console.print_json(data={part: result[part] for part in ("conditions", "effects")})
 
 
 def evaluate(
-    config: Config, backbone: str, strategy: str, seed: int, benchmark: str, limit: int | None = None
+    config: Config,
+    backbone: str,
+    strategy: str,
+    seed: int,
+    benchmark: str,
+    limit: int | None = None,
+    by_layer: bool = False,
 ) -> dict[str, Any]:
     """Writes ``<benchmark>.json`` and ``<benchmark>.records.parquet``, and returns what the former holds.
 
     Raises StageError where backbone, adapter or data are missing or damaged, the GPU asked for isn't there, or
     another process is evaluating the same.
     """
-    exam = Exam(config, backbone, strategy, seed, benchmark, limit)
+    exam = Exam(config, backbone, strategy, seed, benchmark, limit, by_layer)
     entry = config.entry("benchmarks", benchmark)
     answer = _answer_task if entry.kind == "lm_eval" else _answer_benchmark
     with alone(exam.result.with_suffix(".lock")), room_to_write(exam.result.parent):
@@ -103,6 +116,7 @@ def evaluate(
             "seed": seed,
             **summarise(answers.records, log.costs, answers.metrics, how),
             **answers.notes,
+            **(_by_layer(exam, answers.records, how) if by_layer else {}),
             "provenance": provenance(parts.evaluate(config, strategy, benchmark)) | {"inputs": log.key},
         }
         exam.result.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -125,9 +139,7 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
     contexts = _with_own_replies(exam, contexts, benchmark.max_new_tokens)
     model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
     reader, encoder = reader_and_encoder(model, tokenizer, contexts[0].questions[0])
-    conditions: Sequence[str] = how.conditions
-    if not reader.has_memory:
-        conditions = [name for name in conditions if not CONDITIONS[name].needs_memory] or ["none"]
+    conditions = _conditions(exam, reader)
     costs = []
     strategy = config.strategies.get(exam.strategy)
     if strategy is not None and not strategy.trained:
@@ -137,7 +149,7 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
             contexts = [short for context in contexts for short in transform(context)]
         costs.append(cost)
     digests["contexts"] = _contexts_digest(contexts)
-    if any(CONDITIONS[name].written_from == "corpus" for name in conditions):
+    if any(condition(name).written_from == "corpus" for name in conditions):
         digests["corpus"] = hashlib.sha256(unrelated_corpus().encode()).hexdigest()
     settings: dict[str, Any] = {"dtype": str(model.dtype), "window": encoder.window}
     settings |= {"max_new_tokens": how.max_new_tokens}
@@ -151,6 +163,30 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
     Examiner(benchmark, contexts, reader, encoder, log, *limits, console, sampling).run(conditions)
     note = intake.note()
     return log, Answers(log.records, benchmark.metrics, {"records": note} if note else {})
+
+
+def _conditions(exam: Exam, reader: Reader) -> list[str]:
+    """The conditions that the model is asked under."""
+    named = exam.config.evaluate.conditions
+    if exam.by_layer:
+        memory = reader.start(1).memory if reader.has_memory else None
+        if memory is None:
+            raise StageError(f"--by-layer: {exam.strategy} has no memory, and so no layer whose state could be swapped")
+        return ["state", "swapped", *map(one_layer_swapped, memory.states)]
+    if not reader.has_memory:
+        return [name for name in named if not condition(name).needs_memory] or ["none"]
+    return list(named)
+
+
+def _by_layer(exam: Exam, records: Sequence[Record], how: Bootstrap) -> dict[str, Any]:
+    """The effect of every layer's state on the answers' NLL; draws its picture."""
+    from pipelines.reporting.charts import write_by_layer  # of all evaluations few draw
+
+    gains = (scores := Scores(records)).gains(NLL)
+    columns = {str(name): column.to_numpy() for name, column in gains.items()}
+    found = layer_effects(columns, scores.clusters(gains.index), how)
+    write_by_layer(found, "NLL, one layer swapped − state", exam.picture)
+    return {"layers": {str(layer): estimate.to_dict() for layer, estimate in found.items()}}
 
 
 def _with_own_replies(exam: Exam, contexts: list[Context], limit: int) -> list[Context]:

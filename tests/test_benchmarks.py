@@ -2,7 +2,16 @@
 
 import json
 
-from benchmarks import generation, serving, small_steps, training_step
+import pytest
+
+from benchmarks import generation, real_text, serving, small_steps, training_step
+from deltamem import DeltaMemConfig, get_delta_mem_model
+from pipelines.backbone import prepare_backbone
+from pipelines.backbones.prepared import load_backbone
+from pipelines.config.resolve import load_config
+from pipelines.config.strategies import LoraStrategy
+from pipelines.strategies.lora import make_lora, save_lora
+from tests.paths import PROJECT
 
 
 def rows(path):
@@ -37,3 +46,40 @@ def test_small_steps(tmp_path):
     plain, graphed = rows(out)
     assert plain["ms a step"] > 0 and plain["episodes/s"] > 0
     assert graphed["ms a step"] == "failed: RuntimeError"  # no GPU: the other ways have their figures all the same
+
+
+def test_real_text(tmp_path):
+    spec = load_config(PROJECT / "configs" / "ci_mixture.yaml").entry("backbones", "tiny-random")
+    prepare_backbone("tiny-random", spec, backbone := tmp_path / "tiny-random")
+    get_delta_mem_model(load_backbone(backbone)[0], DeltaMemConfig()).save_pretrained(tmp_path / "adapter")
+    save_lora(make_lora(load_backbone(backbone)[0], LoraStrategy(kind="lora", context=False)), tmp_path / "lora")
+    answers = [{"text": "in Lisbon", "answer_start": 12}]
+    articles = []
+    for number in range(10, 13):
+        questions = [{"id": f"q{number}", "question": "Where?", "answers": answers}]
+        articles.append(
+            {"title": f"{number}", "paragraphs": [{"context": f"Ada{number} lives in Lisbon.", "qas": questions}]}
+        )
+    squad = tmp_path / "squad.json"
+    squad.write_text(json.dumps({"version": "1.1", "data": articles}))
+    arguments = {"lora": tmp_path / "lora", "questions": 3, "batch_size": 4, "samples": 50, "device": "cpu"}
+    real_text.main(
+        backbone, str(tmp_path / "adapter"), [f"passages={squad}", "chat"], out=tmp_path / "out", **arguments
+    )
+    found = {(row["set"], row["model"], row["what"]): row for row in rows(tmp_path / "out" / "rows.json")}
+    for name, metric in (("passages", "f1"), ("chat", "recalled")):
+        kinds = [(model, what) for of, model, what in found if of == name]
+        assert kinds == [
+            *(("frozen", what) for what in ("none", "full")),
+            *(("adapter", what) for what in ("none", "state", "swapped", "full")),
+            *(("adapter", what) for what in ("memory effect", "context recovery")),
+            *(("lora", "none"), ("adapter", "state − lora")),
+        ]
+        nll = {(model, what): found[name, model, what]["nll"] for model, what in kinds}
+        assert nll["adapter", "memory effect"] == pytest.approx(nll["adapter", "swapped"] - nll["adapter", "state"])
+        assert nll["adapter", "state − lora"] == pytest.approx(nll["lora", "none"] - nll["adapter", "state"])
+        assert all(
+            found[name, model, what]["questions"] == 3 and metric in found[name, model, what] for model, what in kinds
+        )
+    assert nll["adapter", "none"] != nll["frozen", "none"], "a chat's question is written as it is read"
+    assert found["passages", "adapter", "none"]["nll"] == pytest.approx(found["passages", "frozen", "none"]["nll"])

@@ -20,6 +20,7 @@ class Condition(NamedTuple):
         written_from: whose history the memory is written from before the question: that of the question's own
             context or of another, or text of an unrelated corpus; None: the memory is empty.
         layers_permuted: whether every layer reads the state that another one wrote.
+        layer_swapped: the one layer that reads the state of another question's history; None: there is none.
         strength: how strongly the memory steers, 1 as trained.
         by_default: whether a configuration that names no conditions asks under it.
     """
@@ -30,6 +31,7 @@ class Condition(NamedTuple):
     history_in_prompt: bool = False
     written_from: Literal["own", "other", "corpus"] | None = None
     layers_permuted: bool = False
+    layer_swapped: int | None = None
     strength: float = 1.0
     by_default: bool = True
 
@@ -92,5 +94,23 @@ CONDITIONS: Mapping[str, Condition] = {
     ),
 }
 """By name, in the order in which they are shown."""
+
+_ONE_LAYER = "swapped_layer_"
+
+
+def one_layer_swapped(layer: int) -> str:
+    """The name of the condition under which one layer alone finds another history's state."""
+    return f"{_ONE_LAYER}{layer}"
+
+
+def condition(name: str) -> Condition:
+    """A condition by its name, those of single layers too. Raises KeyError for a name that is none."""
+    if not name.startswith(_ONE_LAYER):
+        return CONDITIONS[name]
+    layer = int(name.removeprefix(_ONE_LAYER))
+    memory = f"written from the right history, in layer {layer} from another question's"
+    words = f"What is left of state when layer {layer} knows another history."
+    return Condition("question", memory, words, written_from="own", layer_swapped=layer, by_default=False)
+
 
 ASKED_BY_DEFAULT = cast("list[ConditionName]", [name for name, condition in CONDITIONS.items() if condition.by_default])

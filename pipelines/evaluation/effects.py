@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.config.conditions import condition
 from pipelines.evaluation.statistics import Bootstrap, Estimate, paired_differences, recoveries, verdict
 
 _Key = TypeVar("_Key")
@@ -42,6 +43,20 @@ EFFECTS = {
     "empty_effect": Effect(("none", "strength_0"), paired_differences, is_difference=True),
     "context_recovery": Effect(("none", "state", "full"), recoveries, is_difference=False),
 }
+
+
+def layer_effects(
+    gains: Mapping[str, NDArray[np.float64]], clusters: Sequence[str] | NDArray, how: Bootstrap
+) -> dict[int, Estimate]:
+    """state − the state with one layer swapped, by layer: what it matters that this layer's state is the right one.
+
+    Args:
+        gains: {condition: [n] scores, more is better}, of ``state`` and of single layers.
+    """
+    columns = {layer: gains[name] for name in gains if (layer := condition(name).layer_swapped) is not None}
+    layers = sorted(columns)
+    swapped = np.stack([columns[layer] for layer in layers], axis=1)
+    return dict(zip(layers, paired_differences(gains["state"][:, None], swapped, clusters, how), strict=True))
 
 
 def effects(

@@ -13,7 +13,11 @@ from pipelines.run.layout import Layout
 
 
 class Exam(NamedTuple):
-    """A backbone with one of its strategies' adapters on one benchmark; ``limit``: on so many questions only."""
+    """A backbone with one of its strategies' adapters on one benchmark.
+
+    ``limit``: on so many questions only. ``by_layer``: with the state of one layer swapped at a time, instead of under
+    the configuration's conditions.
+    """
 
     config: Config
     backbone: str
@@ -21,15 +25,22 @@ class Exam(NamedTuple):
     seed: int
     benchmark: str
     limit: int | None
+    by_layer: bool = False
 
     @property
     def name(self) -> str:
-        """Of the result's files; a limited result lies apart from a whole one."""
-        return self.benchmark if self.limit is None else f"{self.benchmark}-first{self.limit}"
+        """Of the result's files; a limited result and one by layer lie apart from a whole one."""
+        limited = "" if self.limit is None else f"-first{self.limit}"
+        return f"{self.benchmark}{limited}{'-layers' * self.by_layer}"
 
     @property
     def result(self) -> Path:
         return Layout(self.config).evaluation(self.backbone, self.strategy, self.seed, self.name)
+
+    @property
+    def picture(self) -> Path:
+        """Of a result by layer."""
+        return self.result.with_suffix(".svg")
 
     @property
     def records(self) -> Path:

@@ -21,13 +21,13 @@ from deltamem.backbone.facts import end_ids, window
 from deltamem.chat.messages import EncodedMessages
 from deltamem.model import backbone_of, segment_of
 from pipelines.benchmarks.base import Benchmark, Context, Question
-from pipelines.config.conditions import CONDITIONS
+from pipelines.config.conditions import Condition, condition
 from pipelines.errors import StageError
 from pipelines.evaluation.passes import Reader, Rows, reader_of
 from pipelines.evaluation.prompts import FullPrompts, PromptEncoder
 from pipelines.evaluation.records import Record, RecordLog
 from pipelines.evaluation.sampling import Draws, Sampling
-from pipelines.evaluation.swap import permute_layers, swap_partners, unrelated
+from pipelines.evaluation.swap import permute_layers, swap_layer, swap_partners, unrelated
 from pipelines.run.progress import Meter
 
 TOKENS_PER_PASS = 16_384
@@ -91,7 +91,8 @@ class Examiner:
             StageError: ``swapped`` has no other document to swap with, a question doesn't fit the window, or the
                 model answers with what is no number.
         """
-        whose = {name: CONDITIONS[name].written_from for name in conditions}
+        how = {name: condition(name) for name in conditions}
+        whose = {name: one.written_from for name, one in how.items()}
         written_from = {name: self._sources(one) for name, one in whose.items() if one is not None}
         waiting = {
             name: [
@@ -103,17 +104,19 @@ class Examiner:
             for name in conditions
         }
         needed = {sources[context.context_id] for name, sources in written_from.items() for context, _ in waiting[name]}
+        if any(one.layer_swapped is not None for one in how.values()):
+            needed |= {partner for context_id, partner in swap_partners(self.contexts).items() if context_id in needed}
         total = sum(len(questions) for asked in waiting.values() for _, questions in asked)
         with Meter(total, self.console) as self.meter:
             corpus = [unrelated(c) for c in self.contexts if c.to_write] if "corpus" in whose.values() else []
             memory, row_of = self._write_memories([c for c in (*self.contexts, *corpus) if c.context_id in needed])
             for name, asked in waiting.items():
                 self.meter.step(name)
-                if CONDITIONS[name].history_in_prompt:
+                if how[name].history_in_prompt:
                     self._ask_full(asked)
                 else:
-                    found = permute_layers(memory) if memory and CONDITIONS[name].layers_permuted else memory
-                    with self.reader.steered(CONDITIONS[name].strength):
+                    found = self._as_found(how[name], memory, row_of) if memory else None
+                    with self.reader.steered(how[name].strength):
                         self._ask_alone(name, asked, written_from.get(name), found, row_of)
 
     def _sources(self, whose: Literal["own", "other", "corpus"]) -> dict[str, str]:
@@ -122,6 +125,17 @@ class Examiner:
             return swap_partners(self.contexts)
         with_history = [context for context in self.contexts if context.to_write]
         return {c.context_id: (unrelated(c) if whose == "corpus" else c).context_id for c in with_history}
+
+    def _as_found(self, how: Condition, memory: DeltaMemory, row_of: dict[str, int]) -> DeltaMemory:
+        """The memories of all histories as a condition has the questions find them."""
+        if how.layers_permuted:
+            return permute_layers(memory)
+        if how.layer_swapped is None:
+            return memory
+        partners = swap_partners(self.contexts)
+        # what is asked nothing, a partner or a corpus, may have no partner's memory: it keeps its own
+        rows = [row_of.get(partners.get(context_id, context_id), row) for context_id, row in row_of.items()]
+        return swap_layer(memory, how.layer_swapped, rows)
 
     def _unasked(self, condition: str, context: Context) -> list[Question]:
         return [q for q in context.questions if not self.log.has(condition, q.question_id)]

@@ -1,5 +1,5 @@
-"""The controls of the memory: another history's in ``swapped``, other layers' states in ``permuted``, and in
-``unrelated`` that of a corpus that has nothing to do with the questions.
+"""The controls of the memory: another history's in ``swapped`` or in one layer, other layers' states in ``permuted``,
+and in ``unrelated`` that of a corpus that has nothing to do with the questions.
 """
 
 from __future__ import annotations
@@ -56,6 +56,12 @@ def permute_layers(memory: DeltaMemory) -> DeltaMemory:
         )
     moved = [layers[-1], *layers[:-1]]
     return replace(memory, states={layer: memory.states[other] for layer, other in zip(layers, moved, strict=True)})
+
+
+def swap_layer(memory: DeltaMemory, layer: int, rows: Sequence[int]) -> DeltaMemory:
+    """The same states, but in one layer each row has the state of the row that ``rows`` names for it."""
+    states = memory.states[layer]
+    return replace(memory, states={**memory.states, layer: states[list(rows)]})
 
 
 def unrelated(context: Context) -> Context:

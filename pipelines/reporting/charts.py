@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipelines.config.conditions import CONDITIONS
+from pipelines.evaluation.statistics import Estimate
 
 plt.switch_backend("Agg")  # files only, no windows
 
@@ -112,6 +114,27 @@ def lines(rows: pd.DataFrame, x: str, methods: Sequence[str], unit: str, x_unit:
         axis.set_ylabel(unit)
     _legend(figure, axes)
     return figure
+
+
+def write_by_layer(estimates: Mapping[int, Estimate], unit: str, path: Path) -> None:
+    """An SVG with one bar and its interval per layer, the layers from left to right."""
+    rows = pd.DataFrame([estimate.to_dict() for estimate in estimates.values()])
+    place = np.arange(len(rows))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
+        axis.bar(place, rows["value"], color=COLOURS["state"])
+        axis.errorbar(place, rows["value"], yerr=_whiskers(rows), fmt="none", ecolor=INK, elinewidth=0.7)
+        axis.set_xticks(place, list(map(str, estimates)), fontsize=7)
+        axis.grid(axis="x", visible=False)
+        axis.set_xlabel("layer")
+        axis.set_ylabel(unit)
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as an SVG, the same bytes for the same figure, and lets go of it."""
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
 
 
 def settings(groups: Mapping[str, Sequence[tuple[str, str]]], rows: pd.DataFrame, unit: str) -> Figure:

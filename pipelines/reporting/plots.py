@@ -185,6 +185,5 @@ def _costs(results: Results, backbone: str) -> Iterator[tuple[str, Plot]]:
 
 
 def _save(figure: Figure, path: Path) -> str:
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+    charts.save(figure, path)
     return path.read_text(encoding="utf-8")

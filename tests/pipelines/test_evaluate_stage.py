@@ -78,6 +78,27 @@ def test_a_cell(config):
     assert sorted(path.name for path in folder.iterdir()) == ["qasper.json", "qasper.records.parquet"]
 
 
+def test_one_layer_at_a_time_is_swapped_and_drawn(config):
+    result = evaluate(config, *CELL, "qasper", by_layer=True)
+    layout = Layout(config)
+    path = layout.evaluation(*CELL, "qasper-layers")
+    assert json.loads(path.read_text()) == result
+    layers = sorted(map(int, result["layers"]))
+    assert len(layers) > 1
+    assert list(result["conditions"]) == ["state", "swapped", *(f"swapped_layer_{layer}" for layer in layers)]
+    nlls = {name: numbers["nll"]["value"] for name, numbers in result["conditions"].items()}
+    for layer in layers:
+        expected = nlls[f"swapped_layer_{layer}"] - nlls["state"]
+        assert result["layers"][str(layer)]["value"] == pytest.approx(expected) and expected != 0
+    assert "<!-- layer -->" in path.with_suffix(".svg").read_text()
+    assert not layout.evaluation(*CELL, "qasper").exists(), "the whole result is another one"
+
+
+def test_a_model_without_memory_has_no_layers_to_swap(config):
+    with pytest.raises(StageError, match="--by-layer: frozen has no memory"):
+        evaluate(config, "tiny-random", "frozen", 0, "qasper", by_layer=True)
+
+
 def test_the_frozen_backbone_needs_no_adapter(config):
     Layout(config).adapter_weights(*CELL).unlink()
     result = evaluate(config, "tiny-random", "frozen", 0, "qasper")

@@ -3,7 +3,10 @@
 import contextlib
 
 import pytest
+import torch
 
+from deltamem.chat.session import ChatSession
+from deltamem.server.limits import RequestLimits
 from tests.deltamem.server.browser import Browser, find_browser
 from tests.tiny_models import make_chat_model
 
@@ -77,6 +80,24 @@ def test_the_prompt_is_cleared_and_the_memory_stays(start_server, open_page):
     assert after.forgotten == 2 and len(after.messages) == 4
     assert all((after.memory.states[i] == before.memory.states[i]).all() for i in after.memory.states)
     assert not [entry for entry in page.logged if "exceptionDetails" in entry]
+
+
+def test_what_was_told_on_the_page_and_left_the_window_is_in_the_memory_that_answers(start_server, open_page):
+    model, longest = make_chat_model("msw"), 12
+    server = start_server(model=model, window=105, requests=RequestLimits(reply_tokens=longest))
+    page, session = open_page(server), ChatSession(*model, window=105)
+    for text in ("My name is Clara and I come from a small town.", "I live in Lisbon, by the river."):
+        say(page, text)
+        session.send(text, max_new_tokens=longest, temperature=0)
+    say(page, "Where do I live?")
+    expected = session.send("Where do I live?", max_new_tokens=longest, temperature=0)
+    assert session.forgotten == 4 == server.chat.store.get("page").forgotten, "both have left the prompt"
+    assert page.run(TEXTS)[-1] == expected.text
+    reply = server.ask("And again?", "page", history="new", max_tokens=longest)
+    again = session.send("And again?", max_new_tokens=longest, temperature=0)
+    assert reply.json()["choices"][0]["message"]["content"] == again.text
+    for layer, state in server.chat.store.get("page").memory.states.items():
+        assert torch.allclose(state, session.memory.states[layer], atol=1e-4) and state.abs().max() > 0.01
 
 
 def test_a_key_is_asked_for_when_the_server_wants_one(start_server, open_page):

@@ -182,6 +182,21 @@ def test_question_alone_with_every_memory(strategy, make_model, tokenizer, evalu
     )
 
 
+def test_one_layer_finds_another_history_s_state(make_model, tokenizer, evaluate):
+    model = make_model()
+    records, alone = evaluate(model, conditions=["swapped_layer_1"]), Alone(model, tokenizer)
+    partners = swap_partners(CONTEXTS)
+    for c in CONTEXTS:
+        right, wrong = alone.written(c.history), alone.written(by_id()[partners[c.context_id]].history)
+        memory = DeltaMemory({**right.states, 1: wrong.states[1]})
+        for question in c.questions:
+            expected = alone.ask(*alone.encode(question.messages), question, memory, write=False)
+            assert_same(records["swapped_layer_1", question.question_id], expected)
+            assert expected[0] != pytest.approx(
+                alone.ask(*alone.encode(question.messages), question, right, write=False)[0], abs=1e-5
+            )
+
+
 @pytest.mark.parametrize("strategy", ["tsw", "msw"])
 def test_a_chat_s_question_is_written_as_it_is_read(strategy, make_model, tokenizer, evaluate):
     model = make_model(strategy)
