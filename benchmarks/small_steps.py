@@ -87,7 +87,7 @@ def _objective(shape: str, states: int, dtype: torch.dtype, way: str, kind: str,
     model = get_delta_mem_model(base, DeltaMemConfig(strategy="msw", num_states=states))
     objective = MemoryObjective(model, 0.0, 0.05, repeat_weight=0.5 if kind == "recipe" else 0.0)
     if "graphed" in way:
-        objective.graphs = StepGraphs(objective.losses, objective.parameters())
+        objective.graphs = StepGraphs(objective)
     return objective
 
 

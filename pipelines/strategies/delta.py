@@ -57,7 +57,7 @@ class DeltaRecipe(Recipe):
             model, train.write_penalty, train.write_target, train.write_questions, repeat_weight
         )
         if train.cuda_graphs:
-            objective.graphs = StepGraphs(objective.losses, objective.parameters())
+            objective.graphs = StepGraphs(objective)
         return objective
 
     def collate(self, episodes: pa.Table, groups: list[list[int]], beside: Beside | None = None) -> EpisodeBatch:

@@ -8,18 +8,19 @@ update, stays DeepSpeed's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import masking_utils
 
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, Reads, Texts
-from pipelines.training.objective import EpisodeLoss
+from pipelines.training.objective import EpisodeLoss, MemoryObjective
 from pipelines.training.padding import Shape, padded
 
 Pass = Callable[[], EpisodeLoss]
@@ -32,7 +33,7 @@ class GraphCapture:
     """Passes before a capture: the first compiles kernels, which can't be done inside one."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._pool: torch.cuda.MemPool | None = None
 
     def __call__(self, function: Pass) -> Pass:
         """What does the same as ``function``, with the values that its tensors have then, and at the same places.
@@ -47,15 +48,17 @@ class GraphCapture:
                 function()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
+        # held here: a pool that only graphs hold goes with the last of them, and none can be made in it any more
+        self._pool = self._pool or torch.cuda.MemPool()
+        pool: Any = self._pool.id
         try:
             # "thread_local": other threads of the process (NCCL's, the loader's) may go on meanwhile
-            with _masks_as_ever(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with _masks_as_ever(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 result = function()
         except RuntimeError as error:
             raise StageError(
                 f"train.cuda_graphs: this backbone's pass can't be captured ({error}); set train.cuda_graphs: false"
             ) from error
-        self._pool = self._pool or graph.pool()
 
         def replay() -> EpisodeLoss:
             graph.replay()
@@ -79,18 +82,12 @@ class StepGraphs:
     A shape that turns out too small for a batch of its kind is captured anew, larger.
 
     Args:
-        losses: of a batch, as the objective computes them; ``loss`` carries gradients.
-        parameters: what is trained, in tensors that are updated in place.
+        objective: what computes the losses; its parameters are trained in tensors that are updated in place.
         capture: what makes a pass one that can be run again.
     """
 
-    def __init__(
-        self,
-        losses: Callable[[EpisodeBatch], EpisodeLoss],
-        parameters: Iterable[nn.Parameter],
-        capture: Callable[[Pass], Pass] | None = None,
-    ):
-        self._losses, self._parameters = losses, list(parameters)
+    def __init__(self, objective: MemoryObjective, capture: Callable[[Pass], Pass] | None = None):
+        self._losses, self._parameters = _Losses(objective), list(objective.parameters())
         self._capture = capture or GraphCapture()
         self._captured: dict[tuple, _Captured] = {}
         self._gradients: list[Tensor] = []
@@ -133,12 +130,30 @@ class StepGraphs:
         return _Captured(shape, own, self._capture(lambda: self._pass(own)))
 
     def _pass(self, batch: EpisodeBatch) -> EpisodeLoss:
-        """Forward and backward; the gradients are left where every pass leaves them."""
+        """Forward and backward; the gradients are left where every pass leaves them.
+
+        Not of the parameters themselves: their autograd nodes, which a loss or an optimiser's hooks keep alive, belong
+        to the stream that first used them, and a capture may not touch another stream.
+        """
         with torch.enable_grad():
-            result = self._losses(batch)
-            gradients = torch.autograd.grad(result.loss, self._parameters, allow_unused=True, materialize_grads=True)
+            aliases = {name: p.detach().requires_grad_() for name, p in self._losses.named_parameters()}
+            result = functional_call(self._losses, aliases, (batch,))
+            gradients = torch.autograd.grad(
+                result.loss, list(aliases.values()), allow_unused=True, materialize_grads=True
+            )
         torch._foreach_copy_(self._gradients, gradients)
         return result._replace(loss=result.loss.detach())
+
+
+class _Losses(nn.Module):
+    """An objective's losses as a module's forward pass, whose parameters can be replaced for a call."""
+
+    def __init__(self, objective: MemoryObjective):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
+        return self.objective.losses(batch)
 
 
 class _HandOn(torch.autograd.Function):

@@ -62,7 +62,7 @@ def test_padded_passes_with_gradients_handed_on_train_as_plain_ones(tiny_model):
         captures.append(function)
         return function
 
-    padded.graphs = StepGraphs(padded.losses, padded.parameters(), run_again)
+    padded.graphs = StepGraphs(padded, run_again)
     expected, found = trained(plain, 27), trained(padded, 27)
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), atol=2e-4, rtol=1e-4)
     for ours, theirs in zip(found[1], expected[1], strict=True):
@@ -82,7 +82,7 @@ def test_graphs_train_as_plain_passes(tiny_model, compiled):
     plain, graphed = make(tiny_model, "cuda"), make(tiny_model, "cuda")
     if compiled:
         compile_norms_and_mlps(graphed.model[0].base_model)
-    graphed.graphs = StepGraphs(graphed.losses, graphed.parameters())
+    graphed.graphs = StepGraphs(graphed)
     expected, found = trained(plain, 27, "cuda"), trained(graphed, 27, "cuda")
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), atol=5e-3, rtol=1e-3)
     assert 0 < graphed.graphs.count < 27
