@@ -79,9 +79,12 @@ def run(command: Sequence[str], gpus: float) -> int:
 def _run_here(command: list[str], folder: str) -> Iterator[bytes | int]:
     """On a node: the command's output, line by line, and then its exit code."""
     command = [sys.executable, "-m", "pipelines.run.gpu_slots", "0", *command]  # which ends with this process
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    as_it_comes = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=folder, env=as_it_comes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         assert process.stdout is not None
-        yield from process.stdout
+        yield from (line for line in process.stdout)  # Ray sends to its generators, which a file doesn't take
     yield process.returncode
 
 

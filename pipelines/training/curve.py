@@ -75,12 +75,14 @@ class Watcher:
     """Shows how far a training is, by its growing curve, and sends its rows on; a context manager.
 
     Args:
-        trackers: get every row once; after a worker's death those that are made again a second time.
+        trackers: get every row once; after a worker's death those that are made again a second time. One that fails,
+            as when its server is away for a while, is tried again with each look at the curve, and given up at the end.
     """
 
     def __init__(self, path: Path, title: str, steps: int, trackers: Sequence[Tracker] = ()):
-        self.path, self.title, self.trackers = path, title, list(trackers)
-        self._sent = 0
+        self.path, self.title = path, title
+        self._sent = dict.fromkeys(trackers, 0)
+        self._failed: dict[Tracker, Exception] = {}
         self.meter = Meter(steps, Console(stderr=True))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -95,7 +97,11 @@ class Watcher:
         self._ended.set()
         self._thread.join()
         self._show()
-        self._tell(lambda tracker: tracker.close(finished=error[0] is None))
+        for tracker in self._sent:
+            if tracker not in self._failed:
+                self._tell(tracker, lambda to: to.close(finished=error[0] is None))
+            if failure := self._failed.get(tracker):
+                self._say(f"{type(tracker).__name__} gets no more of this curve: {failure}")
         self.meter.__exit__(*error)
 
     def _watch(self) -> None:
@@ -110,15 +116,29 @@ class Watcher:
             return  # not there yet, or read while a row was being written
         self.meter.step(f"{self.title}, loss {loss}")
         self.meter.advance(step - self.meter.done)
-        for row in rows[min(self._sent, len(rows)) :]:
-            values = {name: value for name, value in row.items() if name != STEP}
-            self._tell(lambda tracker, at=int(row[STEP]), values=values: tracker.log(at, values))
-        self._sent = len(rows)
+        for tracker in self._sent:
+            self._send(tracker, rows)
 
-    def _tell(self, what: Callable[[Tracker], None]) -> None:
-        for tracker in list(self.trackers):
-            try:
-                what(tracker)
-            except Exception as error:  # whatever a tracker runs into, the training goes on without it
-                self.meter.console.print(f"{type(tracker).__name__} gets no more of this curve: {error}", markup=False)
-                self.trackers.remove(tracker)
+    def _send(self, tracker: Tracker, rows: Sequence[Mapping[str, float]]) -> None:
+        """What a tracker hasn't got yet, as far as it takes it."""
+        self._sent[tracker] = min(self._sent[tracker], len(rows))
+        for row in rows[self._sent[tracker] :]:
+            values = {name: value for name, value in row.items() if name != STEP}
+            if not self._tell(tracker, lambda to, at=int(row[STEP]), values=values: to.log(at, values)):
+                return
+            self._sent[tracker] += 1
+
+    def _tell(self, tracker: Tracker, what: Callable[[Tracker], None]) -> bool:
+        """Whether it took it; whatever a tracker runs into, the training goes on."""
+        try:
+            what(tracker)
+        except Exception as error:
+            if tracker not in self._failed:
+                self._say(f"{type(tracker).__name__} doesn't take this curve, and is tried again: {error}")
+            self._failed[tracker] = error
+            return False
+        self._failed.pop(tracker, None)
+        return True
+
+    def _say(self, sentence: str) -> None:
+        self.meter.console.print(sentence, markup=False)

@@ -25,20 +25,16 @@ class Workflow:
             "evaluate": {"use_gpu": False},
         }
 
-    def run(self, *arguments: str, config: Path | list[Path] | None = None) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, config: Path | list[Path] | None = None) -> list[str]:
+        """Snakemake's, with the settings as they are now."""
         own = self.folder / "config.yaml"
         own.write_text(yaml.safe_dump(self.settings))
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            "--snakefile",
-            str(PROJECT / "Snakefile"),
-            "--cores",
-            "2",
-        ]
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--cores", "2"]
         configs = config if isinstance(config, list) else [config or own]
-        command += [*arguments, "--directory", str(self.folder), "--configfile", *map(str, configs)]
+        return [*command, *arguments, "--directory", str(self.folder), "--configfile", *map(str, configs)]
+
+    def run(self, *arguments: str, config: Path | list[Path] | None = None) -> subprocess.CompletedProcess[str]:
+        command = self.command(*arguments, config=config)
         return subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
 
     def plan(self, *arguments: str, config: Path | list[Path] | None = None) -> list[str]:

@@ -3,10 +3,13 @@
 import re
 
 import pytest
+import yaml
 
 from pipelines.config import load_config
 from pipelines.run import parts
 from tests.paths import PROJECT
+
+CLUSTER = PROJECT / "workflow/profiles/ray-cluster"
 
 
 def test_the_papers_table_is_planned_whole(workflow):
@@ -66,16 +69,24 @@ def test_jobs_take_shares_of_gpus(workflow, monkeypatch, visible, limit, shared,
 
 
 def test_on_a_cluster_ray_gives_evaluations_their_gpus(workflow):
-    workflow.settings["train"] |= {"use_gpu": True, "ray_address": "10.0.0.1:6379"}
+    workflow.settings["train"]["use_gpu"] = True
     workflow.settings["evaluate"] |= {"use_gpu": True, "gpus": 0.25}
-    planned = workflow.run("--dry-run", "--printshellcmds")
+    planned = workflow.run("--dry-run", "--printshellcmds", "--workflow-profile", str(CLUSTER))
     assert planned.returncode == 0, planned.stderr
     claims = re.findall(r"run\.(\w+ .*?) \S+ -m pipelines\.(\w+)", planned.stdout + planned.stderr)
-    assert set(claims) == {("gpu_slots 0", "train"), ("on_cluster 10.0.0.1:6379 0.25", "evaluate")}
-    here = workflow.plan()
+    assert set(claims) == {("gpu_slots 0", "train"), ("on_cluster auto 0.25", "evaluate")}
     workflow.pretend()
-    workflow.settings["train"]["ray_address"] = None
-    assert here and workflow.plan() == []  # where jobs run changes nothing of what is due
+    # where jobs run changes nothing of what is due
+    assert workflow.plan() == workflow.plan("--workflow-profile", str(CLUSTER)) == []
+
+
+def test_the_manifest_for_kubernetes_starts_a_run_with_the_ray_of_the_lock():
+    manifest = yaml.safe_load((PROJECT / "workflow/clusters/rayjob.yaml").read_text())
+    cluster, command = manifest["spec"]["rayClusterSpec"], manifest["spec"]["entrypoint"].split()
+    assert f"ray=={cluster['rayVersion']}" in (PROJECT / "requirements.lock").read_text().split()
+    assert command[0] == "snakemake" and all((PROJECT / path).exists() for path in command if "/" in path)
+    workers = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert int(workers["nvidia.com/gpu"]) == load_config(PROJECT / "configs/paper.yaml").train.num_workers
 
 
 def test_a_strategy_may_start_from_anothers_adapter(workflow):

@@ -15,6 +15,7 @@ from pipelines.evaluation.prompts import PromptEncoder
 from pipelines.evaluation.records import RecordLog
 from pipelines.evaluation.sampling import RELEASE
 from pipelines.evaluation.swap import swap_partners, unrelated, unrelated_corpus
+from tests.full_disk import full_disk
 
 CONDITIONS = ["none", "state", "swapped", "full"]
 # Room for the keys and values of all questions' histories; for two questions, so that a history is shared by its own.
@@ -452,6 +453,19 @@ def test_another_key_starts_over_and_sets_the_file_aside(tmp_path):
     other = RecordLog(path, {"adapter": "b"})
     assert not other.has("none", "q") and not RecordLog(path, {"adapter": "b"}).set_aside
     assert RecordLog(other.set_aside, {"adapter": "a"}).has("none", "q"), "what was answered before must not be lost"
+
+
+def test_a_full_disk_loses_the_batch_that_found_it_full_and_nothing_before(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = RecordLog(path, {"adapter": "a"})
+    log.add([{"condition": "none", "question_id": "first"}], {})
+    with full_disk(path.stat().st_size + 20), pytest.raises(OSError, match="too large"):
+        log.add([{"condition": "none", "question_id": "second"}], {})
+    assert not path.read_bytes().endswith(b"\n")
+    again = RecordLog(path, {"adapter": "a"})
+    assert again.has("none", "first") and not again.has("none", "second") and not again.set_aside
+    again.add([{"condition": "none", "question_id": "second"}], {})
+    assert RecordLog(path, {"adapter": "a"}).has("none", "second")
 
 
 def test_limits_of_answers(make_model, evaluate):

@@ -1,6 +1,7 @@
 """The training curve: what is kept of it, and who is told."""
 
 import csv
+import time
 
 import pytest
 
@@ -47,6 +48,20 @@ def test_trackers_get_every_row_and_one_that_fails_ends_nothing(tmp_path, capsys
     assert [step for step, _ in bad.rows] == [1] and bad.ended is None
     said = capsys.readouterr().err
     assert "Kept gets no more of this curve: no such host" in said and "tsw, loss 0.500: 2 of 2" in said
+
+
+def test_a_tracker_that_was_away_gets_what_it_missed(tmp_path, capsys):
+    away = Kept(fails_at=2)
+    curve = Curve(tmp_path / "curve.csv", 0)
+    with Watcher(curve.path, "tsw", 3, [away]):
+        curve.add(row(1))
+        curve.add(row(2))
+        while "tried again" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        curve.add(row(3))
+        away.fails_at = 99
+    assert [step for step, _ in away.rows] == [1, 2, 3] and away.ended is True
+    assert "no more of this curve" not in capsys.readouterr().err
 
 
 def test_a_training_that_fails_is_told_as_failed(tmp_path):

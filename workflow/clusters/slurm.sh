@@ -1,0 +1,16 @@
+#!/bin/bash
+# A run on some nodes of a Slurm cluster, as one allocation: a Ray cluster of all its nodes, and Snakemake on the first.
+#   sbatch --nodes=2 --gpus-per-node=8 workflow/clusters/slurm.sh --configfile configs/paper.yaml
+# Needs .venv (make setup) in the folder that sbatch is called in, on storage that the nodes share. The same command goes on
+# after an end of the allocation.
+#SBATCH --job-name=deltamem
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+set -euo pipefail
+export PATH="$PWD/.venv/bin:$PATH"
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="${RAY_AUTH_TOKEN:-$(head --bytes=24 /dev/urandom | od --address-radix=n --format=x1 | tr --delete ' \n')}"
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
+snakemake --unlock "$@" || true  # an allocation that ran out leaves its lock
+# one Ray node a machine, which gives each worker a GPU of its own; every node ends when Snakemake does
+srun --kill-on-bad-exit ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" -- \
+  snakemake --workflow-profile workflow/profiles/ray-cluster "$@"
