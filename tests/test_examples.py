@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 
 import pytest
 from rich.console import Console
@@ -16,6 +17,8 @@ from pipelines.evaluation.records import RecordLog
 from tests.deltamem.server.conftest import RunningServer
 from tests.docs.pages import run
 from tests.paths import PROJECT
+
+TEXT_ADAPTER = "examples/smollm2-135m-instruct-text"
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +61,11 @@ def test_the_readmes_first_lines_print_what_they_say(loaded, folder, tmp_path, m
         "README.md",
         {
             "results/quickstart/backbones/smollm2-135m-instruct": str(folder / remember.BACKBONE),
-            "examples/smollm2-135m-instruct-facts": str(remember.ADAPTER),
+            TEXT_ADAPTER: str(PROJECT / TEXT_ADAPTER),
         },
     )
-    assert capsys.readouterr().out == "tiger\n"
-    assert (tmp_path / "velora.safetensors").stat().st_size < 11_000
+    assert capsys.readouterr().out == "Your sister's home is in Oslo.\nYou are allergic to peanuts.\n"
+    assert 61_440 < (tmp_path / "trip.safetensors").stat().st_size < 70_000
 
 
 @pytest.mark.slow
@@ -79,8 +82,9 @@ def test_the_servers_page_shows_what_the_openai_client_gets(loaded, tmp_path, ca
 def test_the_readmes_chat_in_the_terminal_goes_as_it_is_shown(loaded, folder):
     shown = re.search(r"^\$ deltamem chat .*?^```", (PROJECT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
     asked, answers = (re.findall(rf"^{who} (.*)$", shown, re.MULTILINE) for who in ("you", "model"))
-    command = ["chat", "--base", str(folder / remember.BACKBONE), "--adapter", str(remember.ADAPTER), "--device", "cpu"]
-    done = CliRunner().invoke(app, command, input="\n".join(asked) + "\n", env={"COLUMNS": "160"})
+    options = shlex.split(shown.splitlines()[0])[7:]
+    command = ["chat", "--base", str(folder / remember.BACKBONE), "--adapter", str(PROJECT / TEXT_ADAPTER), *options]
+    done = CliRunner().invoke(app, [*command, "--device", "cpu"], input="\n".join(asked) + "\n", env={"COLUMNS": "160"})
     assert done.exit_code == 0 and len(answers) == 2
-    assert re.findall(r"model (.*)$", done.output, re.MULTILINE) == answers
-    assert "7,680 bytes" in done.output
+    assert [answer.strip() for answer in re.findall(r"model (.*)$", done.output, re.MULTILINE)] == answers
+    assert "61,440 bytes" in done.output
