@@ -51,8 +51,12 @@ def test_every_configuration_resolves_and_stands_alone(path, tmp_path, monkeypat
 
 def test_hashes_of_configurations_with_one_source_of_papers_are_what_they_were():
     """An adapter is trained again when its part changes: these are of the first release."""
-    quickstart, paper = (load_config(PROJECT / f"configs/{name}.yaml") for name in ("quickstart", "paper"))
-    assert config_hash(parts.preprocess(quickstart)).startswith("11ce9b0602")
+    paper = load_config(PROJECT / "configs/paper.yaml")
+    generated = {"train_papers": 48, "eval_papers": 8, "facts_per_paper": 6, "seed": 0}
+    limits = {"max_written_tokens": 512, "max_read_tokens": 128, "processes": 2}
+    data = {"source": "generated", "generated": generated, **limits}
+    first = resolve_config(settings(data=data), "the first release's quickstart")
+    assert config_hash(parts.preprocess(first)).startswith("11ce9b0602")
     assert config_hash(parts.preprocess(paper)).startswith("337062794c")
 
 
@@ -501,3 +505,12 @@ def test_parts_hold_what_their_stage_depends_on():
     assert trainings[0] == trainings[2] != trainings[1], "and what changes episodes reaches training through them"
     files = resolve_config(settings(data__train_files=["a.json"]), "here")
     assert parts.preprocess(before) == parts.preprocess(files), "generated papers don't come from files"
+
+
+def test_the_control_beside_memories_of_real_text_is_trained_without_what_needs_a_memory():
+    layers = [PROJECT / "configs" / name for name in ("remember.yaml", "overrides/remember_control.yaml")]
+    config = resolve_config(read_layers(layers, {}), "remember and its control")
+    control, memory = (config.cell(*config.backbones, name, 42) for name in ("lora_without_context", "remember"))
+    assert memory.train.contrast and memory.train.repeat_text
+    assert not control.train.contrast and not control.train.repeat_text
+    assert control.train.max_steps == memory.train.max_steps and not control.strategy.context
