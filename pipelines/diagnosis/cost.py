@@ -17,9 +17,8 @@ from pipelines.config.backbones import RandomBackbone
 from pipelines.run import parts
 from pipelines.run.files import read_record
 from pipelines.run.layout import Layout
+from pipelines.training.forecast import FLOPS, seconds_on_an_h100
 
-FLOPS = 2.1e14
-"""Useful operations a second: a training step of 8,192 + 512 tokens on Qwen3-4B's shape took 0.656 s (RESULTS.md)."""
 BANDWIDTH = 1.0e12
 """Bytes of weights a second in decoding: a token took 8.1 ms there, at a context of 4,096 tokens."""
 TRAINING_BYTES = 36 * 2**30
@@ -110,7 +109,7 @@ def _count(config: PreTrainedConfig) -> float:
 
 
 def _training_seconds(config: Config, size: float, backbone: str, strategy: str, seed: int) -> float | None:
-    """On one GPU: forward and back through frozen weights are 4 operations a parameter and token."""
+    """On one GPU."""
     train = config.cell(backbone, strategy, seed).train
     episodes = _episodes(config, backbone)
     steps = train.max_steps or math.inf
@@ -119,7 +118,7 @@ def _training_seconds(config: Config, size: float, backbone: str, strategy: str,
     if steps == math.inf:
         return None
     tokens = config.data.max_written_tokens + config.data.max_read_tokens
-    return steps * train.batch_size * 4 * size * tokens / FLOPS
+    return seconds_on_an_h100(size, steps * train.batch_size * tokens)
 
 
 def _episodes(config: Config, backbone: str) -> int | None:
