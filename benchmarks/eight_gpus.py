@@ -68,7 +68,8 @@ def main(
     gpus = visible_gpus()
     device, count = torch.device("cuda" if gpus else "cpu"), workers or len(gpus)
     with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory() as parent:
-        place = Place(_config(shape, strategy, bool(gpus), Path(parent)), Path(parent), gpus)
+        where = Path(parent).resolve()
+        place = Place(_config(shape, strategy, bool(gpus), where), where, gpus)
         _prepare(place.config, shape, written, read_, device)
         report(_rows(place, strategy, count), f"{count} workers, {shape}, {written} + {read_} tokens", device, out)
 
@@ -128,6 +129,8 @@ def _rows(place: Place, strategies: list[str], count: int) -> Iterator[dict[str,
             gpus = place.gpus[taken : taken + size]
             scaled.append(stack.enter_context(Training(place, first, size, gpus, steps)))
             taken += size
+        while any([training.goes_on() for training in scaled]):
+            time.sleep(0.05)
         for training in scaled:
             training.ends(well=True)
             yield training.row()
@@ -194,6 +197,7 @@ class Training:
         time.sleep(0.5)  # a step that was just being noted
         lost = self._steps()
         self._until(lambda: self._steps() != lost)
+        time.sleep(0.2)  # until the curve is written anew
         again = min(lost, self._steps())  # the curve is cut back to the checkpoint, if there was none at its end
         self.starts.append(again)
         self._until(lambda: self._steps() > again)
@@ -201,7 +205,8 @@ class Training:
 
     def ends(self, well: bool) -> None:
         """Waits for the end, which has to be such a one."""
-        self._until(lambda: self.process.poll() is not None, running=False)
+        while self.goes_on():
+            time.sleep(0.05)
         if (self.process.wait() == 0) is not well:
             raise RuntimeError(f"{self.process.args} ended otherwise than it should:\n{self._told()}")
 
@@ -239,13 +244,17 @@ class Training:
 
     def _steps(self) -> int:
         rows = read(self._curve())
-        return int(rows[-1]["step"] or 0) if rows else 0
+        return int(rows[-1].get("step") or 0) if rows else 0
 
-    def _until(self, come: Callable[[], bool], running: bool = True) -> None:
+    def goes_on(self) -> bool:
+        """Whether it hasn't ended; notes when its first step is done."""
+        if self.first_seconds is None and self._steps() > self.done_before:
+            self.first_seconds = time.monotonic() - self.began
+        return self.process.poll() is None
+
+    def _until(self, come: Callable[[], bool]) -> None:
         while not come():
-            if self.first_seconds is None and self._steps() > self.done_before:
-                self.first_seconds = time.monotonic() - self.began
-            if running and self.process.poll() is not None:
+            if not self.goes_on():
                 raise RuntimeError(f"{self.process.args} ended too early:\n{self._told()}")
             time.sleep(0.05)
 

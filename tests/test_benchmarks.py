@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import generation, real_text, serving, small_steps, training_step
+from benchmarks import eight_gpus, generation, real_text, serving, small_steps, training_step
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
@@ -83,3 +83,20 @@ def test_real_text(tmp_path):
         )
     assert nll["adapter", "none"] != nll["frozen", "none"], "a chat's question is written as it is read"
     assert found["passages", "adapter", "none"]["nll"] == pytest.approx(found["passages", "frozen", "none"]["nll"])
+
+
+def test_collectives_count_once_and_alone_only_while_nothing_is_computed():
+    def span(name, start, end, cat="kernel"):
+        return {"ph": "X", "name": name, "ts": start, "dur": end - start, "cat": cat}
+
+    step = span("ProfilerStep#3", 0, 100, "user_annotation")
+    events = [
+        step,
+        span("gemm", 0, 40),
+        span("ncclAllReduce", 30, 60),
+        span("ncclAllGather", 50, 70),
+        span("adam", 70, 90),
+    ]
+    assert eight_gpus.communication(events) == {"collectives": 0.4, "… alone": 0.3}
+    on_cpu = [step, span("aten::mm", 0, 50, "cpu_op"), span("gloo:all_reduce", 50, 75, "user_annotation")]
+    assert eight_gpus.communication(on_cpu) == {"collectives": 0.25, "… alone": 0.25}
