@@ -8,10 +8,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from deltamem import DeltaMemModel
 from deltamem.cli import app
 from examples import remember
+from pipelines.backbones.prepared import load_backbone
 from pipelines.benchmarks import get_benchmark
 from pipelines.config.benchmarks import FactsSettings
+from pipelines.config.resolve import load_config
 from pipelines.evaluation.examiner import Examiner, reader_and_encoder
 from pipelines.evaluation.records import RecordLog
 from tests.deltamem.server.conftest import RunningServer
@@ -38,20 +41,36 @@ def test_each_note_is_remembered_apart(loaded, tmp_path):
         assert note == "The codename of Velora is {}. The colour of Velora is {}.".format(*answers)
 
 
+def asked(model, tokenizer, papers, file):
+    """How many questions about papers of two facts are answered right with the right memory, and with another's."""
+    benchmark = get_benchmark("facts", FactsSettings(kind="facts", version=1, facts=[2], papers=papers))
+    contexts = list(benchmark.contexts())
+    parts = reader_and_encoder(model, tokenizer, contexts[0].questions[0])
+    log = RecordLog(file, {})
+    Examiner(benchmark, contexts, *parts, log, 32, 4, 2**28, Console(file=io.StringIO())).run(["state", "swapped"])
+    assert len(log.records) == 4 * papers
+    return [
+        sum(record["exact_match"] for record in log.records if record["condition"] == condition)
+        for condition in ("state", "swapped")
+    ]
+
+
 @pytest.mark.slow
 def test_evaluation_tells_the_right_memory_from_another(loaded, tmp_path):
-    benchmark = get_benchmark("facts", FactsSettings(kind="facts", version=1, facts=[2], papers=16))
-    contexts = list(benchmark.contexts())
-    parts = reader_and_encoder(*loaded, contexts[0].questions[0])
-    log = RecordLog(tmp_path / "log.jsonl", {})
-    Examiner(benchmark, contexts, *parts, log, 32, 4, 2**28, Console(file=io.StringIO())).run(["state", "swapped"])
-    right, wrong = (
-        [record["exact_match"] for record in log.records if record["condition"] == condition]
-        for condition in ("state", "swapped")
-    )
-    assert len(right) == len(wrong) == 32
+    right, wrong = asked(*loaded, papers=16, file=tmp_path / "log.jsonl")
     # 0.98 and 0.02 of 128 questions, measured: far from what chance could undo
-    assert sum(right) >= 28 and sum(wrong) <= 6
+    assert right >= 28 and wrong <= 6
+
+
+@pytest.mark.slow
+def test_the_quickstart_begins_with_an_adapter_that_remembers_facts_like_its_own(loaded, folder, tmp_path):
+    cell = load_config(PROJECT / "configs" / "quickstart.yaml").cell(remember.BACKBONE, "msw", 42)
+    base, tokenizer = load_backbone(folder / remember.BACKBONE)
+    model = DeltaMemModel.from_pretrained(base, str(PROJECT / cell.train.init_adapter))
+    assert cell.train.init_adapter.startswith("examples/") and model.config.num_states == 8
+    right, wrong = asked(model, tokenizer, papers=8, file=tmp_path / "log.jsonl")
+    # 0.96 and 0.08 of 48 questions, measured with the adapter that this one goes on from
+    assert right >= 12 and wrong <= 4
 
 
 @pytest.mark.slow
