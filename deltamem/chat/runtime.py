@@ -72,7 +72,8 @@ class ChatRuntime:
 
         When cache, messages and a reply don't fit the window, earlier turns leave: the latest turns that fill at most
         half of the room that is left are rendered and read anew, without being written again. The positions then start
-        from zero (which every kind of position encoding allows), and the turns that follow are cheap again.
+        from zero (which every kind of position encoding allows), and the turns that follow are cheap again. Of a state
+        that comes without its cache, as one kept by another engine does, the prompt's tokens are read anew in this way.
 
         Raises:
             WindowError: the new messages alone don't fit.
@@ -83,8 +84,8 @@ class ChatRuntime:
             new = self._encode([*state.system, *messages])
         reserve = min(max_new_tokens, max(1, self.window // 4))
         room = self.window - reserve - len(new.input_ids)
-        if state.keys.length <= room:
-            return Prompt(None, new, state.start)
+        if len(state.tokens) <= room:
+            return Prompt(None if state.keys.length == len(state.tokens) else state.tokens, new, state.start)
         turns = [i for i, message in enumerate(state.messages) if message["role"] == "user" and i > state.start]
         for start in turns:
             try:

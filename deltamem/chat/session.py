@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from deltamem.chat import session_files
 from deltamem.chat.batch import Batch
 from deltamem.chat.messages import Message
+from deltamem.chat.reply import Reply, TurnOptions
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
-from deltamem.chat.turn import Reply, Turn, TurnOptions, choose, frozen_turn
+from deltamem.chat.turn import Turn, choose, frozen_turn
 from deltamem.errors import ChatExistsError, DeltaMemError
 from deltamem.memory import DeltaMemory
 from deltamem.model import DeltaMemModel
@@ -112,7 +113,7 @@ class ChatSession:
     def compare(self, message: str | Sequence[Message], **options: Any) -> tuple[Reply, Reply]:
         """Answers with the memory, and of the frozen backbone given the visible messages; changes nothing."""
         how, new = replace(self._options(options), write=False), self._new(message)
-        turns = (Turn(self.runtime, self.state, new, how), frozen_turn(self.runtime, self.state, new, how))
+        turns = (Turn(self.runtime, self.state, new, how), frozen_turn(Turn, self.runtime, self.state, new, how))
         for turn in turns:
             for _ in reply_pieces(turn):
                 pass
@@ -162,13 +163,13 @@ class ChatSession:
 
     @classmethod
     def load(cls, model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> ChatSession:
-        """Read what :meth:`save` wrote; the next token's logits are the same to the bit.
+        """Read what :meth:`save` or a server wrote; with its cache, the next token's logits are the same to the bit.
 
         Raises:
             SnapshotError: the folder is damaged, or was saved with another adapter or backbone.
         """
         settings = session_files.read_manifest(Path(folder))["settings"]
-        session = cls(model, tokenizer, settings["system"], settings["window"], settings["write"])
+        session = cls(model, tokenizer, settings.get("system"), settings.get("window"), settings.get("write", True))
         session.state = session_files.load(session.runtime, Path(folder))
         return session
 

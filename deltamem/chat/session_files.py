@@ -4,6 +4,9 @@
 - ``keys-<random>.safetensors``: keys and values of consecutive tokens; together, in order, they are the whole cache
 - ``memory-<random>.safetensors``: the memory, as :meth:`deltamem.memory.DeltaMemory.save` writes it
 
+An engine that keeps no caches (vLLM's) saves none: the files of keys are missing then, all of them, and the tokens are
+read anew when the chat goes on elsewhere.
+
 A save writes new files under new names, then replaces session.json, then removes what it no longer names. So a crash at
 any moment leaves the old session or the new one, and saving after a turn costs only that turn's tokens.
 """
@@ -130,7 +133,7 @@ def load(runtime: ChatRuntime, folder: Path) -> ChatState:
             keys = keys.extend(_read_part(_verified(folder, entry), device))
     except (SafetensorError, MemoryMismatchError, OSError) as error:
         raise SnapshotError(f"{folder} is damaged: {error}") from error
-    if keys.length != len(manifest["tokens"]):
+    if manifest["keys"] and keys.length != len(manifest["tokens"]):
         raise SnapshotError(f"{folder} is damaged: {keys.length} tokens in its files, {len(manifest['tokens'])} named")
     return ChatState(
         memory=memory,

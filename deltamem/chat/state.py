@@ -48,7 +48,7 @@ class ChatState:
         start: index of the first message that still is in the prompt; those before it (a system message
             excepted) have left the key-value cache and stay in the memory only.
         tokens: the prompt's token ids, those that ``keys`` holds.
-        keys: the key-value cache.
+        keys: the key-value cache; empty where the engine keeps it.
         parts: files that hold a beginning of ``keys`` already.
     """
 

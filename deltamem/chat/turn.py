@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,27 +29,27 @@ from transformers import DynamicCache
 
 from deltamem.chat.format import sentence_spans
 from deltamem.chat.messages import Message
+from deltamem.chat.open_turn import OpenTurn
 from deltamem.chat.prompt_parts import Part, cut
-from deltamem.chat.reply import Reply, TurnOptions
-from deltamem.chat.reply_text import ReplyText
+from deltamem.chat.reply import TurnOptions
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.sampling import Sampler
-from deltamem.chat.state import ChatState, checked
+from deltamem.chat.state import ChatState
 from deltamem.decoding.key_values import KeyValues
 from deltamem.errors import WindowError
 
+T = TypeVar("T", bound=OpenTurn)
 
-class Turn:
-    """New messages on their way to a reply.
+
+class Turn(OpenTurn):
+    """A turn that this library computes.
 
     Call :meth:`prefill` (or :meth:`feed_prompt` until it returns logits), then decode in a
-    :class:`deltamem.chat.batch.Batch` and have that release the turn, then :meth:`finish`. ``before`` is not changed,
-    so a turn that is dropped at any point leaves no trace.
+    :class:`deltamem.chat.batch.Batch` and have that release the turn, then :meth:`finish`.
     """
 
     def __init__(self, runtime: ChatRuntime, before: ChatState, messages: Sequence[Message], options: TurnOptions):
-        self.runtime, self.before, self.messages, self.options = runtime, before, checked(messages), options
-        self.plan = runtime.prompt(before, self.messages, options.max_new_tokens)
+        super().__init__(runtime, before, messages, options)
         self.by_segment = runtime.model.config.strategy == "ssw"
         self.writes_tokens = options.write and not self.by_segment
         self.keys, self.memory, self.tokens = before.keys, before.memory, list(before.tokens)
@@ -58,9 +59,6 @@ class Turn:
             self.keys, self.tokens = KeyValues(), []
             self._parts.extendleft(reversed(self._cut(self.plan.rebuild, None, write=False)))
         self._cache: DynamicCache | None = None
-        self.reply = ReplyText(runtime.tokenizer, options.stop)
-        self.finish_reason: str | None = None
-        self.next_token: int  # the one to be fed next, once there is one
         self.sampler = Sampler(options, runtime.vocabulary, runtime.model.device)
 
     def feed_prompt(self) -> Tensor | None:
@@ -71,7 +69,7 @@ class Turn:
         if self._parts:
             return None
         self.keys, self._cache = KeyValues.from_cache(self._cache), None
-        self.prompt_length, self.prompt_memory = self.keys.length, self.memory
+        self.prompt_memory = self.memory
         return logits
 
     def prefill(self) -> Tensor:
@@ -79,25 +77,6 @@ class Turn:
         while (logits := self.feed_prompt()) is None:
             pass
         return logits
-
-    @property
-    def longest(self) -> int:
-        """Tokens that prompt and reply can come to."""
-        return min(self.prompt_length + self.options.max_new_tokens, self.runtime.window)
-
-    def accept(self, token: int) -> str:
-        """Take the next token and return the text it adds (which may lag); may set ``finish_reason``."""
-        if token in self.runtime.end_ids:
-            self.finish_reason = "stop"
-            return self.reply.close()
-        piece = self.reply.add(token)
-        self.next_token = token
-        room = self.runtime.window - self.prompt_length
-        if self.reply.stopped:
-            self.finish_reason = "stop"
-        elif len(self.reply.kept_tokens) >= min(self.options.max_new_tokens, room):
-            self.finish_reason = "length"
-        return piece + self.reply.close() if self.finish_reason else piece
 
     def finish(self) -> ChatState:
         """Complete cache and memory; the chat's state after the turn."""
@@ -113,29 +92,7 @@ class Turn:
             for part in self._cut(kept[fed:], segments, self.options.write):
                 self._feed(part, cache)
             self.keys = KeyValues.from_cache(cache)
-        before = self.before
-        return replace(
-            before,
-            memory=self.memory,
-            messages=(*before.messages, *self.messages, {"role": "assistant", "content": self.reply.text}),
-            start=self.plan.start,
-            tokens=tuple(self.tokens),
-            keys=self.keys,
-            parts=before.parts if self.plan.rebuild is None else (),
-        )
-
-    def summary(self) -> Reply:
-        """What came of the turn; it must be finished."""
-        assert self.finish_reason is not None
-        rebuilt = self.plan.rebuild is not None
-        return Reply(
-            text=self.reply.text,
-            finish_reason=self.finish_reason,
-            prompt_tokens=self.prompt_length,
-            cached_tokens=0 if rebuilt else self.before.keys.length,
-            reply_tokens=len(self.reply.kept_tokens),
-            newly_forgotten=max(self.plan.start - max(self.before.start, len(self.before.system)), 0),
-        )
+        return self.after(self.memory, self.tokens, self.keys)
 
     def _cut(self, ids: Sequence[int], segments: Sequence[int] | None, write: bool) -> list[Part]:
         return cut(ids, segments, write, self.by_segment, self.runtime.part_tokens)
@@ -165,8 +122,10 @@ class Turn:
         return [sum(end <= start for end in ends) for start, _ in spans]
 
 
-def frozen_turn(runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions) -> Turn:
-    """The same question to the frozen backbone: the visible messages, an empty memory, no writes.
+def frozen_turn(
+    make: type[T], runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions
+) -> T:
+    """The same question to the frozen backbone, as a turn of a kind: visible messages, an empty memory, no writes.
 
     An empty memory reads zero, so this is the backbone's own answer, exactly. Earlier turns that don't fit
     the window are left out, the oldest first.
@@ -176,12 +135,12 @@ def frozen_turn(runtime: ChatRuntime, state: ChatState, messages: Sequence[Messa
     for start in (i for i, message in enumerate(history) if message["role"] == "user"):
         shown = [*state.system, *history[start:], *messages]
         try:
-            turn = Turn(runtime, runtime.new_state(), shown, options)
+            turn = make(runtime, runtime.new_state(), shown, options)
         except WindowError:
             continue
         if len(turn.plan.new.input_ids) + reserve <= runtime.window:
             return turn
-    return Turn(runtime, runtime.new_state(), [*state.system, *messages], options)
+    return make(runtime, runtime.new_state(), [*state.system, *messages], options)
 
 
 def choose(turns: Sequence[Turn], logits: Tensor) -> list[int]:

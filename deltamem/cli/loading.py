@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -50,6 +51,39 @@ DeviceOption = Annotated[str | None, typer.Option(help="Device, e.g. cuda or cpu
 DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
 
 
+class Named(NamedTuple):
+    """What a command is to work with: the adapter's folder, and its backbone."""
+
+    folder: Path
+    base: str
+    revision: str | None
+
+
+def find(base: str | None, adapter: str | None, model: str | None, registry: str | None = None) -> Named:
+    """The adapter and its backbone; the arguments are the options above, None where not given.
+
+    Raises:
+        DeltaMemError: a part isn't named or can't be had.
+    """
+    name = adapter or model
+    if name is None or (adapter and model):
+        raise DeltaMemError("name the adapter: either --adapter (with --base) or --model models:/…")
+
+    from deltamem.adapters.files import load_adapter
+    from deltamem.adapters.locate import locate, registered_backbone
+
+    folder = locate(name, registry)
+    revision = None
+    if base is None:
+        base = registered_backbone(folder)
+        if base is None:
+            config, _ = load_adapter(folder)
+            base, revision = config.base_model_name_or_path, config.revision
+        if base is None:
+            raise DeltaMemError(f"the adapter {folder} doesn't say which backbone it was made for: name it with --base")
+    return Named(folder, base, revision)
+
+
 def load(
     base: str | None,
     adapter: str | None,
@@ -63,32 +97,32 @@ def load(
     Raises:
         DeltaMemError: a part isn't named or can't be had.
     """
-    name = adapter or model
-    if name is None or (adapter and model):
-        raise DeltaMemError("name the adapter: either --adapter (with --base) or --model models:/…")
+    check_dtype(dtype)
+    return load_named(find(base, adapter, model, registry), device, dtype)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise DeltaMemError if the option names none."""
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise DeltaMemError(f"--dtype {dtype}: choose auto, float32, bfloat16 or float16")
 
+
+def load_named(named: Named, device: str | None, dtype: str):
+    """(DeltaMemModel, tokenizer) in eval mode.
+
+    Raises:
+        DeltaMemError: a part can't be had.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from deltamem.adapters.files import load_adapter
-    from deltamem.adapters.locate import locate, registered_backbone
     from deltamem.backbone.facts import computed_dtype
     from deltamem.model import DeltaMemModel
 
     logging.disable_progress_bar()
-    folder = locate(name, registry)
-    revision = None
-    if base is None:
-        base = registered_backbone(folder)
-        if base is None:
-            config, _ = load_adapter(folder)
-            base, revision = config.base_model_name_or_path, config.revision
-        if base is None:
-            raise DeltaMemError(f"the adapter {folder} doesn't say which backbone it was made for: name it with --base")
+    folder, base, revision = named
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         backbone = AutoModelForCausalLM.from_pretrained(

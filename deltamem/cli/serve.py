@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +14,10 @@ from rich.console import Console
 from deltamem.chat.prompt_parts import PART_TOKENS
 from deltamem.cli import loading
 from deltamem.errors import DeltaMemError
+
+if TYPE_CHECKING:
+    from deltamem.chat.runtime import ChatRuntime
+    from deltamem.server.serving import StartEngine
 
 EXAMPLE = """Example: deltamem serve --model models:/NAME@champion --registry sqlite:///results/mlflow.db
 
@@ -60,6 +67,14 @@ def command(
     strength: loading.StrengthOption = 1.0,
     device: loading.DeviceOption = None,
     dtype: loading.DtypeOption = "auto",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="What computes the replies: vllm, where deltamem[vllm] is installed. Default: this library."),
+    ] = None,
+    engine_settings: Annotated[
+        str | None,
+        typer.Option(help='The engine\'s own settings as JSON, e.g. {"gpu_memory_utilization": 0.8}.'),
+    ] = None,
 ) -> None:
     """Serve chats that remember, at /v1/chat/completions as OpenAI does, with a page to try it at /.
 
@@ -82,8 +97,16 @@ def command(
     origins = tuple(allow_origin or ())
     check_reach(host, api_key, origins)
     place = bind(host, port)
-    delta_model, tokenizer = loading.load(base, adapter, model, device, dtype, registry)
-    delta_model.strength = checked_strength(strength)
+    loading.check_dtype(dtype)
+    named, strength, start = loading.find(base, adapter, model, registry), checked_strength(strength), None
+    if engine is None:
+        if engine_settings is not None:
+            raise DeltaMemError("--engine-settings are for another engine: name it with --engine")
+        delta_model, tokenizer = loading.load_named(named, device, dtype)
+        delta_model.strength = strength
+        runtime = ChatRuntime(delta_model, tokenizer, window, part_tokens)
+    else:
+        runtime, start = _engine(engine)(named, window, dtype, strength, _json_object(engine_settings))
     settings = ServerSettings(
         model_name=name or _model_name(model or adapter or ""),
         store=store,
@@ -95,10 +118,34 @@ def command(
         requests=RequestLimits(int(max_body_mb * 2**20), reply_tokens=max_reply_tokens),
         kept=StoreLimits(max_sessions, int(max_store_gb * 2**30), int(max_held_gb * 2**30), max_age_days * 86_400),
     )
-    app = create_app(ChatRuntime(delta_model, tokenizer, window, part_tokens), settings)
+    app = create_app(runtime, settings, start)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     Console().print(f"serving {settings.model_name} at {address} (sessions in {store})", soft_wrap=True)
     make_server(app, host, port).run([place])
+
+
+def _engine(name: str) -> Callable[..., tuple[ChatRuntime, StartEngine]]:
+    """What starts an engine that another package brings."""
+    found = {point.name: point for point in entry_points(group="deltamem.engines")}
+    if name not in found:
+        raise DeltaMemError(f"--engine {name}: there is no such engine; there are {', '.join(found) or 'none'}")
+    try:
+        return found[name].load()
+    except ImportError as error:
+        raise DeltaMemError(
+            f"--engine {name} needs a package that isn't installed ({error.name}): pip install 'deltamem[{name}]', in "
+            "an environment of its own"
+        ) from error
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        values = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise DeltaMemError(f"--engine-settings isn't JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DeltaMemError('--engine-settings must be an object, such as {"max_num_seqs": 64}')
+    return values
 
 
 def _model_name(adapter: str) -> str:

@@ -49,7 +49,7 @@ def session_facts(state: ChatState) -> dict[str, Any]:
     """What a client may know about a session's memory."""
     memory = state.memory
     return {
-        "prompt_tokens": state.keys.length,
+        "prompt_tokens": len(state.tokens),
         "forgotten_messages": state.forgotten,
         "memory_bytes": sum(tensor.nbytes for tensor in memory.states.values()),
         "memory_norms": [round(float(norms.norm()), 4) for norms in memory.norms().values()],

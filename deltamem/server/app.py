@@ -17,7 +17,7 @@ from deltamem.protocol.requests import SESSION_ID
 from deltamem.server import errors
 from deltamem.server.limits import RequestLimits, key_check, read_body
 from deltamem.server.metrics import Metrics
-from deltamem.server.serving import ChatServer, ServerSettings
+from deltamem.server.serving import ChatServer, ServerSettings, StartEngine
 
 CLIENT_LEFT = 499  # what web servers log when nobody is there to be answered
 SessionId = Annotated[str, Path(pattern=SESSION_ID)]
@@ -27,10 +27,14 @@ PAGE_POLICY = (
 )
 
 
-def create_app(runtime: ChatRuntime, settings: ServerSettings) -> FastAPI:
-    """The ASGI application. Its model thread runs and its store is open from now until its shutdown."""
+def create_app(runtime: ChatRuntime, settings: ServerSettings, start: StartEngine | None = None) -> FastAPI:
+    """The ASGI application. Its engine runs and its store is open from now until its shutdown.
+
+    Args:
+        start: starts the engine; None: this library's own.
+    """
     metrics = Metrics()
-    server = ChatServer(runtime, settings, metrics)
+    server = ChatServer(runtime, settings, metrics, start)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from deltamem.chat.turn import Reply
+from deltamem.chat.reply import Reply
 
 
 class Metrics:

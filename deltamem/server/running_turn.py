@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+from deltamem.chat.open_turn import OpenTurn
+from deltamem.chat.reply import TurnOptions
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
-from deltamem.chat.turn import Turn, TurnOptions, frozen_turn
 from deltamem.protocol.requests import ChatRequest, new_messages
 from deltamem.protocol.responses import Completion, session_facts
 from deltamem.server.errors import ApiError, as_api_error
-from deltamem.server.scheduler import Cancelled, Finished, Job, TurnScheduler
+from deltamem.server.scheduler import Cancelled, Engine, Finished, Job
 from deltamem.server.store import SessionStore
 
 
@@ -30,11 +31,11 @@ class RunningTurn:
         self,
         runtime: ChatRuntime,
         store: SessionStore,
-        scheduler: TurnScheduler,
+        engine: Engine,
         asked: ChatRequest,
         lock: asyncio.Lock | None,
     ):
-        self.runtime, self.store, self.scheduler, self.asked = runtime, store, scheduler, asked
+        self.runtime, self.store, self.engine, self.asked = runtime, store, engine, asked
         self.session_id, self._lock = asked.session_id, lock
         self._events: asyncio.Queue[str | Finished | BaseException] = asyncio.Queue()
         self._called_off = threading.Event()
@@ -49,7 +50,7 @@ class RunningTurn:
             emit = partial(_in_loop, loop, self._take)
             kept = None if self.asked.without_memory else self.session_id
             commit = (lambda state: state) if kept is None else partial(self.store.put, kept)
-            self.scheduler.submit(Job(turn, emit, commit, self._called_off))
+            self.engine.submit(Job(turn, emit, commit, self._called_off))
         except BaseException:
             self._unlock()
             raise
@@ -87,11 +88,10 @@ class RunningTurn:
         facts = session_facts(finished.state)
         return {"session_id": self.session_id, "newly_forgotten": finished.reply.newly_forgotten, **facts}
 
-    def _make_turn(self, options: TurnOptions) -> Turn:
+    def _make_turn(self, options: TurnOptions) -> OpenTurn:
         state = self._load()
         messages = new_messages(state, [message.plain() for message in self.asked.messages], self.asked.history)
-        make = frozen_turn if self.asked.without_memory else Turn
-        return make(self.runtime, state, messages, options)
+        return self.engine.turn(self.runtime, state, messages, options, self.asked.without_memory)
 
     def _load(self) -> ChatState:
         if self.session_id is None:

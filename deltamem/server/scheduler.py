@@ -14,12 +14,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from deltamem.chat.batch import Batch
+from deltamem.chat.messages import Message
+from deltamem.chat.open_turn import OpenTurn
+from deltamem.chat.reply import Reply, TurnOptions
+from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
-from deltamem.chat.turn import Reply, Turn, choose
+from deltamem.chat.turn import Turn, choose, frozen_turn
 from deltamem.server.metrics import Metrics
 
 
@@ -43,8 +48,11 @@ class StoppedError(Exception):
     """The thread has ended, or ends before it gets to this job."""
 
 
+T = TypeVar("T", bound=OpenTurn)
+
+
 @dataclass(eq=False)
-class Job:
+class Job(Generic[T]):
     """One turn to be done.
 
     Attributes:
@@ -56,10 +64,38 @@ class Job:
             already.
     """
 
-    turn: Turn
+    turn: T
     emit: Callable[[str | Finished | BaseException], None]
     commit: Callable[[ChatState], ChatState]
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Engine(Protocol):
+    """What a server needs of whatever computes its turns."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are still taken."""
+        ...
+
+    def turn(
+        self, runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions, frozen: bool
+    ) -> OpenTurn:
+        """A turn to be put into a job; ``frozen``: the frozen backbone's, without the memory."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; called in the server's event loop.
+
+        Raises:
+            BusyError: too many are waiting.
+            StoppedError: :meth:`stop` was called.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End all jobs; what isn't finished is told so."""
+        ...
 
 
 class TurnScheduler:
@@ -73,9 +109,9 @@ class TurnScheduler:
     def __init__(self, metrics: Metrics, most_together: int = 8, most_waiting: int = 256):
         self.metrics = metrics
         self.most_together = most_together
-        self._waiting: queue.Queue[Job | None] = queue.Queue(most_waiting)
-        self._reading: deque[Job] = deque()
-        self._active: list[Job] = []
+        self._waiting: queue.Queue[Job[Turn] | None] = queue.Queue(most_waiting)
+        self._reading: deque[Job[Turn]] = deque()
+        self._active: list[Job[Turn]] = []
         self._stopping = False
         self._commits = ThreadPoolExecutor(2, "deltamem-commit")
         self._thread = threading.Thread(target=self._run, name="deltamem-scheduler", daemon=True)
@@ -85,6 +121,14 @@ class TurnScheduler:
     def alive(self) -> bool:
         """Whether jobs are still taken."""
         return self._thread.is_alive() and not self._stopping
+
+    def turn(
+        self, runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions, frozen: bool
+    ) -> Turn:
+        """See :class:`Engine`."""
+        if frozen:
+            return frozen_turn(Turn, runtime, state, messages, options)
+        return Turn(runtime, state, messages, options)
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -184,7 +228,7 @@ class TurnScheduler:
         self.metrics.reading.set(len(self._reading))
         self.metrics.active.set(len(self._active))
 
-    def _accept(self, jobs: Sequence[Job], logits: torch.Tensor) -> None:
+    def _accept(self, jobs: Sequence[Job[Turn]], logits: torch.Tensor) -> None:
         turns = [job.turn for job in jobs]
         for job, token in zip(jobs, choose(turns, logits), strict=True):
             piece = job.turn.accept(token)
@@ -205,7 +249,7 @@ class TurnScheduler:
             else:
                 self._commits.submit(self._commit, job, state)
 
-    def _commit(self, job: Job, state: ChatState) -> None:
+    def _commit(self, job: Job[Turn], state: ChatState) -> None:
         reply = job.turn.summary()
         try:
             event = Finished(reply, job.commit(state))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -21,10 +22,12 @@ from deltamem.server.errors import ApiError
 from deltamem.server.limits import RequestLimits
 from deltamem.server.metrics import Metrics
 from deltamem.server.running_turn import RunningTurn
-from deltamem.server.scheduler import TurnScheduler
+from deltamem.server.scheduler import Engine, TurnScheduler
 from deltamem.server.store import SessionStore, StoreLimits
 
 SWEEP_SECONDS = 600
+StartEngine = Callable[[Metrics, int, int], Engine]
+"""Starts what computes the turns: with the server's metrics, most turns together, and most waiting."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,17 @@ class ServerSettings:
 class ChatServer:
     """What the routes do."""
 
-    def __init__(self, runtime: ChatRuntime, settings: ServerSettings, metrics: Metrics):
+    def __init__(self, runtime: ChatRuntime, settings: ServerSettings, metrics: Metrics, start: StartEngine | None):
         self.runtime, self.settings, self.metrics = runtime, settings, metrics
         self.store = SessionStore(runtime, settings.store, settings.kept, metrics)
-        self.scheduler = TurnScheduler(metrics, settings.most_together, settings.most_waiting)
+        self.engine = (start or TurnScheduler)(metrics, settings.most_together, settings.most_waiting)
         self.model_card = {"id": settings.model_name, "object": "model", "created": int(time.time())}
         self.model_card["owned_by"] = "deltamem"
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def close(self) -> None:
-        """End all turns, the model's thread and the store."""
-        self.scheduler.stop()
+        """End all turns, the engine and the store."""
+        self.engine.stop()
         self.store.close()
 
     async def sweep(self) -> None:
@@ -86,8 +89,8 @@ class ChatServer:
 
     def check_alive(self) -> None:
         """Raise ApiError if nothing can be answered any more."""
-        if not self.scheduler.alive:
-            raise ApiError(503, "the model's thread has ended", "not_healthy")
+        if not self.engine.alive:
+            raise ApiError(503, "the engine has ended", "not_healthy")
 
     async def answer(self, request: Request, body: bytes) -> Response:
         """POST /v1/chat/completions."""
@@ -99,7 +102,7 @@ class ChatServer:
         options = asked.options(self.runtime.sampling, self.settings.requests.reply_tokens)
         lock = None if asked.session_id is None else self.lock(asked.session_id)
         asked.history = asked.history or self.settings.history
-        turn = RunningTurn(self.runtime, self.store, self.scheduler, asked, lock)
+        turn = RunningTurn(self.runtime, self.store, self.engine, asked, lock)
         await turn.start(options)
         first = await turn.next()
         self.metrics.first_token.observe(time.perf_counter() - arrived)

@@ -166,6 +166,26 @@ def test_one_token_step_matches_the_definition(in_place):
 
 
 @runs_kernels
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_step_in_pages_matches_the_definition(chosen):
+    from deltamem_kernels.triton_paged import triton_paged_step
+
+    states, rank = 2, 8
+    projected, bias, state = random_inputs(3, 1, states, rank)
+    raw = torch.randn(6, states * rank * rank + 2, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+    pages, page = raw[:, :-2].unflatten(1, (states, rank, rank)), torch.tensor([4, 0, 3], device=DEVICE)
+    pages[page], before = state, raw.clone()
+    writes = torch.tensor([True, False, True], device=DEVICE) if chosen else None
+    expected = naive_delta_scan(*gate_projections(projected.double(), bias.double(), states, rank), state.double())
+    after = expected[1] if writes is None else torch.where(writes[:, None, None, None], expected[1], state)
+    reads = torch.empty(3, states * rank, device=DEVICE)
+    triton_paged_step(projected[:, 0], bias, pages, page, writes, reads)
+    assert_close((reads.view(3, states, rank), pages[page]), (expected[0][:, 0], after), ("reads", "state"), 1e-6)
+    others = torch.tensor([1, 2, 5], device=DEVICE)
+    assert torch.equal(raw[others], before[others]) and torch.equal(raw[:, -2:], before[:, -2:])
+
+
+@runs_kernels
 def test_steer_adds_the_scaled_product():
     from deltamem_kernels.triton_step import triton_steer
 

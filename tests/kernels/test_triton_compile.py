@@ -11,7 +11,14 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from deltamem_kernels import triton_attention, triton_backward, triton_forward, triton_step, triton_tiles  # noqa: E402
+from deltamem_kernels import (  # noqa: E402
+    triton_attention,
+    triton_backward,
+    triton_forward,
+    triton_paged,
+    triton_step,
+    triton_tiles,
+)
 from deltamem_kernels.triton_scan import SHAPES, plan_for  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -19,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 INTEGERS = {
-    **dict.fromkeys(("T", "N", "GROUP", "WIDTH", "H", "L", "D", "WINDOW"), "i32"),
+    **dict.fromkeys(("T", "N", "GROUP", "WIDTH", "H", "L", "D", "WINDOW", "page_stride"), "i32"),
     "scale": "fp32",
     "CAP": "fp32",
 }
@@ -29,6 +36,8 @@ POINTERS = {
     "values": "*bf16",
     "lengths": "*i64",
     "writes": "*i1",
+    "page": "*i64",
+    "projected": "*bf16",
     "packed": "*bf16",
     "d_packed": "*bf16",
     "mask": "*i1",
@@ -64,6 +73,7 @@ def kernels(rank: int):
     step = {"H": 2560, "R": rank, "ROWS": rank // 4, "BLOCK": triton_step.block_for(rank), "MASKED": True,
             "CHOSEN": True}  # fmt: skip
     yield triton_step.step_kernel, step, 16
+    yield triton_paged.paged_step_kernel, {"R": rank, "CHOSEN": True}, 1
     yield triton_step.steer_kernel, {"NR": rank, "BLOCK": triton_step.STEER_BLOCK}, 4
     for dim in (8, 64, 128):  # narrower heads than a matrix product takes are filled up
         heads = {"D": dim, "WIDTH": triton_attention.width_for(dim), "RUNS": 32}
