@@ -166,7 +166,7 @@ class Terminal:
         size = sum(state.nbytes for state in self.session.memory.states.values())
         state = self.session.state
         self.say(
-            f"{size:,} bytes; {state.keys.length} tokens in the prompt; {state.forgotten} of "
+            f"{size:,} bytes; {len(state.tokens)} tokens in the prompt; {state.forgotten} of "
             f"{len(state.messages)} messages in the memory only. Norm of the states by layer:"
         )
         largest = max(norms.values()) or 1.0

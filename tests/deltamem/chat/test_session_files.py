@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from deltamem import ChatSession, DeltaMemory
 from deltamem.chat import identity, session_files
 from deltamem.chat.turn import Turn, TurnOptions
+from deltamem.decoding.key_values import KeyValues
 from deltamem.errors import ChatExistsError, SnapshotError
 from tests.full_disk import full_disk
 from tests.tiny_models import make_chat_model
@@ -59,6 +61,25 @@ def test_an_empty_session_can_be_saved(models, tmp_path):
     restored = ChatSession.load(*models, tmp_path)
     assert restored.messages == [] and restored.state.keys.length == 0
     restored.send("one", **SHORT)
+
+
+def test_a_session_saved_without_its_cache_goes_on_from_its_tokens_read_anew_and_not_written_again(models, tmp_path):
+    """As an engine leaves it that keeps caches itself."""
+    model, tokenizer = models
+    chat = ChatSession(model, tokenizer)
+    chat.send("one", **SHORT)
+    chat.state = replace(chat.state, keys=KeyValues(), parts=())
+    session_files.save(chat.runtime, chat.state, tmp_path, {"session_id": "somebody's"})
+    assert not key_files(tmp_path)
+    restored = ChatSession.load(model, tokenizer, tmp_path)
+    before, reply = restored.state, restored.send("two", **SHORT)
+    assert reply.cached_tokens == 0 and restored.state.keys.length == len(restored.state.tokens)
+    assert restored.state.tokens[: len(before.tokens)] == before.tokens
+    with torch.no_grad():
+        read = model(torch.tensor([before.tokens]), memory=before.memory, write=False, use_cache=True)
+        new = torch.tensor([restored.state.tokens[len(before.tokens) :]])
+        after = model(new, memory=before.memory, past_key_values=read.past_key_values)
+    torch.testing.assert_close(dict(restored.memory.states), dict(after.memory.states), rtol=1e-4, atol=1e-5)
 
 
 def key_files(folder):
