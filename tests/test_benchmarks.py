@@ -3,19 +3,59 @@
 import json
 
 import pytest
+from safetensors.torch import load_file
 
-from benchmarks import eight_gpus, generation, real_text, serving, small_steps, training_step
+from benchmarks import ablations, eight_gpus, generation, real_text, serving, small_steps, training_step
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
-from pipelines.config.resolve import load_config
+from pipelines.config import load_config, resolve_config
 from pipelines.config.strategies import LoraStrategy
+from pipelines.report import write_report
+from pipelines.reporting.methods import Methods
+from pipelines.run import parts
+from pipelines.run.layout import Layout
 from pipelines.strategies.lora import make_lora, save_lora
 from tests.paths import PROJECT
 
 
 def rows(path):
     return json.loads(path.read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_ablations_leave_what_the_report_shows(tmp_path, monkeypatch):
+    config = load_config(PROJECT / "configs/ablations_facts.yaml")
+    changed = json.loads(config.to_json()) | {"results_dir": str(tmp_path)}
+    changed["backbones"] = ["tiny-random"]
+    kept = ("tsw", "heads_q")
+    changed["strategies"] = {name: changed["strategies"][name] for name in kept}
+    changed["benchmarks"]["facts"] |= {"facts": [1], "papers": 2, "questions": 1}
+    changed["data"]["generated"] |= {"train_papers": 4, "eval_papers": 2}
+    changed["train"] |= {"max_steps": 2, "batch_size": 6, "micro_batch_size": 3, "use_gpu": False}
+    changed["evaluate"] |= {"use_gpu": False, "bootstrap_samples": 50, "max_new_tokens": 2}
+    changed["seeds"] = [42]
+    config = resolve_config(changed, "test")
+    ablations.prepare(config)
+    cells = [("tiny-random", "frozen", 0), *parts.cells(config)]
+    assert [ablations.run_cell(config, cell)[:13] for cell in cells] == ["no effect", *["memory effect"] * len(kept)]
+    assert all(ablations.done(config, cell) for cell in cells)
+    before, after = (load_file(Layout(config).adapter_weights("tiny-random", name, 42)) for name in ("tsw", "heads_q"))
+    assert before.keys() > after.keys() and any(value.abs().max() > 0 for value in before.values())
+    assert (write_report(config).parent / "ablations-tiny-random-facts.svg").is_file()
+
+
+def test_the_ablations_are_seen_to_change_one_thing_each():
+    groups = Methods(load_config(PROJECT / "configs/ablations_facts.yaml")).groups()
+    settings = {group: [setting for setting, _ in members] for group, members in groups.items()}
+    assert settings == {
+        "heads": ["q", "k", "v", "o", "qo", "qkvo"],
+        "depth": ["first third", "middle third", "last third", "all"],
+        "rank": ["4", "8", "16", "32"],
+        "states": ["1", "2", "4", "8"],
+        "write": ["token", "sentence", "message"],
+        "questions": ["only read", "written"],
+    }
 
 
 def test_training_step(tmp_path):

@@ -12,7 +12,10 @@ from pipelines.strategies.kinds import KINDS
 PLAIN = "tsw"
 """The write strategy whose default adapter ablations are measured against."""
 
-_GROUPS = {"steer": "heads", "layers": "depth", "rank": "rank", "alpha": "scale", "num_states": "states"}
+_ASKED = "train.write_questions"
+_GROUPS = {
+    "steer": "heads", "layers": "depth", "rank": "rank", "alpha": "scale", "num_states": "states", _ASKED: "questions"
+}  # fmt: skip
 _FOLLOWS = {"alpha": "rank"}
 """Fields whose change belongs to another's: the scale to the rank."""
 _WRITES = ("token", "sentence", "message")
@@ -142,6 +145,8 @@ def _setting(key: str, value: Any) -> str:
         return "all" if value is None else _span(value)
     if key == "steer":
         return "".join(value)
+    if key == _ASKED:
+        return "written" if value else "only read"
     if value is None:
         return "as configured"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
@@ -149,6 +154,7 @@ def _setting(key: str, value: Any) -> str:
 
 def _order(key: str, value: Any) -> tuple[int, float, str]:
     """Numbers by size, heads by how many, layers by the first; what isn't set comes last."""
+    value = bool(value) if key == _ASKED else value
     if isinstance(value, int | float):
         return 0, value, ""
     if key == "steer":

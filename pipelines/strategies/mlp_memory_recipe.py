@@ -122,7 +122,7 @@ class MlpMemoryRecipe(Recipe):
         return collate(episodes, groups, self.tokenizer.pad_token_id)
 
     def metrics(self, result: MlpMemoryLoss) -> dict[str, Tensor]:
-        return {"loss": result.loss, "kl": result.kl, "nll": result.nll}
+        return {"loss": result.loss, "kl": result.kl, "text_nll": result.nll}
 
     def misfits(self, folder: Path) -> list[str]:
         found, wanted = read_config(folder).depth, self._settings.depth

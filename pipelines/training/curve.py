@@ -20,6 +20,8 @@ COLUMNS = (
     "answer_nll",
     "contrast",
     "repeat_nll",
+    "kl",
+    "text_nll",
     "memory_effect",
     "write_gate",
     "state_norm",
