@@ -126,13 +126,13 @@ SOURCES = [
 RELEASE_CHARACTERS = 120_000
 """Length to which δ-mem's public release cuts a context (arXiv 2605.12357's repository, its evaluation script)."""
 RELEASE_QUERY = (
-    "Use only the memory context above to answer the question.\n"
-    "Reply with a short entity, phrase, number, or sentence only.\n"
-    "If the answer is not supported by the context, reply exactly: I don't know.\n\n"
+    "Answer from the memory context above and from nothing else.\n"
+    "Be short: an entity, a phrase, a number or one sentence.\n"
+    "Where the context doesn't tell, say exactly: I don't know.\n\n"
     "Question: {}\nAnswer:"
 )
-"""What the release asks of every source. There the instruction comes before the context, and says "below"."""
-_CUT = "\n\n[... context truncated ...]\n\n"
+"""What the release asks of every source, in our words; there the instruction comes before the context."""
+_CUT = "\n\n[a part of the context is left out here]\n\n"
 
 
 def clip(context: str, longest: int = RELEASE_CHARACTERS) -> str:

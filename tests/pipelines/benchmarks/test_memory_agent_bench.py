@@ -408,7 +408,7 @@ def test_the_release_asks_every_source_in_the_same_words_about_one_message(folde
         assert message["role"] == "user" and message["content"].startswith("First of ")
         for question, other in zip(ours.questions, theirs.questions, strict=True):
             (asked,) = other.messages
-            assert asked["content"].startswith("Use only the memory context above") and asked["role"] == "user"
+            assert asked["content"].startswith("Answer from the memory context above") and asked["role"] == "user"
             assert asked["content"].endswith(f"Question: {question.asked}\nAnswer:")
             assert (other.max_new_tokens, other.references) == (question.max_new_tokens, question.references)
             assert other.query == question.query
@@ -420,7 +420,7 @@ def test_the_release_keeps_the_first_third_and_the_last_two(length):
     kept = clip(text)
     assert len(kept) == min(length, 120_000)
     if length > 120_000:
-        head, mark, tail = kept.partition("\n\n[... context truncated ...]\n\n")
+        head, mark, tail = kept.partition("\n\n[a part of the context is left out here]\n\n")
         assert mark and text.startswith(head) and text.endswith(tail) and len(tail) - 2 * len(head) in range(3)
     else:
         assert kept == text
