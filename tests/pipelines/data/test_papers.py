@@ -232,7 +232,8 @@ def test_in_the_releases_form_a_paper_is_one_message_of_numbered_turns(write):
     system, written = document.messages
     turns = re.split(r"(?:^|\n\n)Turn (\d+):\n", written["content"])[1:]
     assert (system["role"], written["role"]) == ("system", "user")
-    assert list(map(int, turns[::2])) == list(range(1, len(turns) // 2 + 1)) and 23 <= len(turns) // 2 <= 34
+    # title and abstract, and of every section two paragraphs, which are too long for one turn
+    assert list(map(int, turns[::2])) == list(range(1, 42))
     assert max(map(len, turns[1::2])) <= 1000
     first, second = document.exercises
     assert [m["role"] for m in first.prompt] == ["system", "user"] and first.prompt[0] == system
