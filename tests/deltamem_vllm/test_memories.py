@@ -91,7 +91,7 @@ NONSENSE = {
     "a number": {"memory": 7},
     "unknown": {"path": "/tmp/x"},
     "negative": {"write_from": -1},
-    "huge": {"write_from": 2**80},
+    "huge": {"write_from": 2**40},
     "text": {"write_from": "0"},
     "infinite": {"strength": float("inf")},
     "key": {"keep": "x" * 1000},
