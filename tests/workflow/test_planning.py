@@ -10,6 +10,14 @@ from pipelines.run import parts
 from tests.paths import PROJECT
 
 CLUSTER = PROJECT / "workflow/profiles/ray-cluster"
+SSW_ANEW = [
+    "Choosing the best adapter of tiny-random",
+    "Evaluating ssw on tiny-random, seed 42: qasper",
+    "Registering ssw on tiny-random, seed 42",
+    "Training ssw on tiny-random, seed 42",
+    "Writing the report",
+]
+"""The jobs of a run in which one training is due, and nothing else."""
 
 
 def test_the_papers_table_is_planned_whole(workflow):
@@ -18,7 +26,7 @@ def test_the_papers_table_is_planned_whole(workflow):
     assert {job for job in planned if job.startswith("Training")} == {
         f"Training {strategy} on {backbone}, seed 42"
         for backbone in ("qwen3-4b-instruct-2507", "qwen3-8b", "smollm3-3b")
-        for strategy in ("tsw", "ssw", "msw", "context2lora", "lora_without_context")
+        for strategy in ("tsw", "ssw", "msw", "context2lora", "memgen", "mlp_memory", "lora_without_context")
     }
     assert {job for job in planned if job.startswith("Evaluating")} == {
         f"Evaluating {strategy} on {backbone}, seed {seed}: {benchmark}"
@@ -107,13 +115,7 @@ def test_a_report_of_what_was_finished_does_not_hide_what_is_missing(workflow):
     for name in missing:  # as a failed training leaves it, whose run then wrote the report
         (workflow.folder / "results/tiny" / name).unlink()
     (workflow.folder / "results/tiny/report/index.html").touch()
-    assert sorted(workflow.plan()) == [
-        "Choosing the best adapter of tiny-random",
-        "Evaluating ssw on tiny-random, seed 42: qasper",
-        "Registering ssw on tiny-random, seed 42",
-        "Training ssw on tiny-random, seed 42",
-        "Writing the report",
-    ]
+    assert sorted(workflow.plan()) == SSW_ANEW
 
 
 def test_partial_reruns(workflow):
@@ -123,13 +125,7 @@ def test_partial_reruns(workflow):
     workflow.settings["strategies"]["ssw"]["train"] = {"learning_rate": 1e-3}
     workflow.settings["train"] |= {"checkpoint_every": 3, "max_failures": 9, "num_workers": 2}  # change no result
     workflow.settings["data"]["processes"] = 1
-    assert sorted(workflow.plan()) == [
-        "Choosing the best adapter of tiny-random",
-        "Evaluating ssw on tiny-random, seed 42: qasper",
-        "Registering ssw on tiny-random, seed 42",
-        "Training ssw on tiny-random, seed 42",
-        "Writing the report",
-    ]
+    assert sorted(workflow.plan()) == SSW_ANEW
     workflow.settings["strategies"]["ssw"].pop("train")
 
     evaluated = [f"Evaluating {name} on tiny-random, seed 42: qasper" for name in ("msw", "ssw", "tsw")]
