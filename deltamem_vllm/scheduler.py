@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -13,11 +13,6 @@ from vllm import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from deltamem.chat.messages import Message
-from deltamem.chat.reply import TurnOptions
-from deltamem.chat.runtime import ChatRuntime
-from deltamem.chat.state import ChatState
-from deltamem.chat.turn import frozen_turn
 from deltamem.errors import DeltaMemError
 from deltamem.server.metrics import Metrics
 from deltamem.server.scheduler import BusyError, Cancelled, Finished, Job, StoppedError
@@ -36,6 +31,8 @@ class EngineScheduler:
         most: turns in progress; more are refused.
     """
 
+    turns = EngineTurn
+
     def __init__(self, engine: AsyncLLM, metrics: Metrics, most: int):
         self.llm, self.metrics, self.most = engine, metrics, most
         self._tasks: set[asyncio.Task[None]] = set()
@@ -47,14 +44,6 @@ class EngineScheduler:
     def alive(self) -> bool:
         """Whether jobs are still taken."""
         return not self._stopping and not self.llm.errored
-
-    def turn(
-        self, runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions, frozen: bool
-    ) -> EngineTurn:
-        """See :class:`deltamem.server.scheduler.Engine`."""
-        if frozen:
-            return frozen_turn(EngineTurn, runtime, state, messages, options)
-        return EngineTurn(runtime, state, messages, options)
 
     def submit(self, job: Job[EngineTurn]) -> None:
         """See :class:`deltamem.server.scheduler.Engine`."""

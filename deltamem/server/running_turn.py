@@ -13,6 +13,7 @@ from deltamem.chat.open_turn import OpenTurn
 from deltamem.chat.reply import TurnOptions
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
+from deltamem.chat.turn import frozen_turn
 from deltamem.protocol.requests import ChatRequest, new_messages
 from deltamem.protocol.responses import Completion, session_facts
 from deltamem.server.errors import ApiError, as_api_error
@@ -91,7 +92,10 @@ class RunningTurn:
     def _make_turn(self, options: TurnOptions) -> OpenTurn:
         state = self._load()
         messages = new_messages(state, [message.plain() for message in self.asked.messages], self.asked.history)
-        return self.engine.turn(self.runtime, state, messages, options, self.asked.without_memory)
+        make = self.engine.turns
+        if self.asked.without_memory:
+            return frozen_turn(make, self.runtime, state, messages, options)
+        return make(self.runtime, state, messages, options)
 
     def _load(self) -> ChatState:
         if self.session_id is None:

@@ -19,12 +19,10 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from deltamem.chat.batch import Batch
-from deltamem.chat.messages import Message
 from deltamem.chat.open_turn import OpenTurn
-from deltamem.chat.reply import Reply, TurnOptions
-from deltamem.chat.runtime import ChatRuntime
+from deltamem.chat.reply import Reply
 from deltamem.chat.state import ChatState
-from deltamem.chat.turn import Turn, choose, frozen_turn
+from deltamem.chat.turn import Turn, choose
 from deltamem.server.metrics import Metrics
 
 
@@ -78,10 +76,9 @@ class Engine(Protocol):
         """Whether jobs are still taken."""
         ...
 
-    def turn(
-        self, runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions, frozen: bool
-    ) -> OpenTurn:
-        """A turn to be put into a job; ``frozen``: the frozen backbone's, without the memory."""
+    @property
+    def turns(self) -> type[OpenTurn]:
+        """The kind of turn that its jobs hold."""
         ...
 
     def submit(self, job: Job) -> None:
@@ -106,6 +103,8 @@ class TurnScheduler:
         most_waiting: jobs that may wait for a place.
     """
 
+    turns = Turn
+
     def __init__(self, metrics: Metrics, most_together: int = 8, most_waiting: int = 256):
         self.metrics = metrics
         self.most_together = most_together
@@ -121,14 +120,6 @@ class TurnScheduler:
     def alive(self) -> bool:
         """Whether jobs are still taken."""
         return self._thread.is_alive() and not self._stopping
-
-    def turn(
-        self, runtime: ChatRuntime, state: ChatState, messages: Sequence[Message], options: TurnOptions, frozen: bool
-    ) -> Turn:
-        """See :class:`Engine`."""
-        if frozen:
-            return frozen_turn(Turn, runtime, state, messages, options)
-        return Turn(runtime, state, messages, options)
 
     def submit(self, job: Job) -> None:
         """Queue a job.

@@ -34,7 +34,11 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        raise StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?") from error
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> StageError:
+    return StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?")
 
 
 def connect(address: str) -> None:
@@ -43,7 +47,7 @@ def connect(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except ConnectionError as error:
-        raise StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?") from error
+        raise _no_cluster(address, error) from error
 
 
 def run(command: Sequence[str], gpus: float) -> int:

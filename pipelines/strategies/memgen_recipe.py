@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -13,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deltamem.tensor_files import save_tensors
 from pipelines.config.strategies import LoraStrategy, MemGenStrategy
 from pipelines.errors import StageError
+from pipelines.strategies.adapter_folder import read_settings, write_adapter
 from pipelines.strategies.lora import WEIGHTS, PromptLoss
 from pipelines.strategies.lora_recipe import LoraRecipe
 from pipelines.strategies.memgen import MemGen, ends_of
@@ -23,7 +22,6 @@ from pipelines.strategies.memgen_reader import EvaluatedMemGen
 from pipelines.training.batches import EpisodeBatch
 from pipelines.training.objective import answer_nll, token_nll
 
-CONFIG = "adapter_config.json"
 FORMAT = "memgen"
 _ENDS = "ends"
 """Of the file's tensors the one that isn't trained: after which tokens latents may follow."""
@@ -89,22 +87,13 @@ class MemGenRecipe(LoraRecipe):
         cast(MemGenObjective, objective).adapter.load_state_dict({k: v for k, v in tensors.items() if k != _ENDS})
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         ends = self._ends.nonzero()[:, 0].int()
-        save_tensors({**{k: v.cpu().contiguous() for k, v in tensors.items()}, _ENDS: ends}, folder / WEIGHTS)
-        header = {"format": FORMAT, **self._settings.model_dump(exclude={"train"}), **self.origin}
-        (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        write_adapter(folder, FORMAT, self._settings, self.origin, {**tensors, _ENDS: ends})
 
 
 def read_config(folder: Path) -> MemGenStrategy:
     """The settings of a saved weaver. Raises StageError where there is none."""
-    try:
-        values: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
-            raise ValueError(f"its format isn't {FORMAT}")
-        return MemGenStrategy.model_validate({k: v for k, v in values.items() if k in MemGenStrategy.model_fields})
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise StageError(f"{folder}: no weaver of MemGen ({error}). Train this strategy first.") from error
+    return read_settings(folder, FORMAT, MemGenStrategy, "weaver of MemGen")
 
 
 def load_memgen(base: PreTrainedModel, folder: Path) -> EvaluatedMemGen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltamem.backbone.no_cache import NoCache
-from deltamem.tensor_files import save_tensors
 from pipelines.config.strategies import MlpMemoryStrategy
 from pipelines.errors import StageError
+from pipelines.strategies.adapter_folder import read_settings, write_adapter
 from pipelines.strategies.lora import WEIGHTS
 from pipelines.strategies.mlp_memory import MlpMemory, mix_into, on_last_input
 from pipelines.strategies.neighbours import Neighbours
@@ -28,7 +27,6 @@ from pipelines.training.batches import EpisodeBatch, collate
 from pipelines.training.beside import Beside
 from pipelines.training.recipe import Recipe
 
-CONFIG = "adapter_config.json"
 FORMAT = "mlp_memory"
 
 
@@ -132,10 +130,7 @@ class MlpMemoryRecipe(Recipe):
         cast(MlpMemoryObjective, objective).adapter.load_state_dict(load_file(folder / WEIGHTS))
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
-        header = {"format": FORMAT, **self._settings.model_dump(exclude={"train"}), **self.origin}
-        (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        write_adapter(folder, FORMAT, self._settings, self.origin, tensors)
 
 
 @torch.no_grad()
@@ -151,14 +146,7 @@ def _states(base: PreTrainedModel, episodes: pa.Table) -> Iterator[tuple[str, ND
 
 def read_config(folder: Path) -> MlpMemoryStrategy:
     """The settings of a saved network. Raises StageError where there is none."""
-    try:
-        values: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
-            raise ValueError(f"its format isn't {FORMAT}")
-        known = MlpMemoryStrategy.model_fields
-        return MlpMemoryStrategy.model_validate({key: value for key, value in values.items() if key in known})
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise StageError(f"{folder}: no network of MLP Memory ({error}). Train this strategy first.") from error
+    return read_settings(folder, FORMAT, MlpMemoryStrategy, "network of MLP Memory")
 
 
 def load_mlp_memory(base: PreTrainedModel, folder: Path) -> PreTrainedModel:

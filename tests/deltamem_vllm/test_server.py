@@ -23,9 +23,10 @@ from deltamem.chat import session_files
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.cli.loading import load
 from deltamem.decoding.key_values import KeyValues
+from tests.deltamem.server.conftest import ask
 from tests.deltamem.server.patient import http
 from tests.deltamem.server.test_hostile import HOSTILE
-from tests.deltamem.server.test_many_sessions import connect, free_port, say, secret
+from tests.deltamem.server.test_many_sessions import LOST, connect, free_port, say, secret, turns_until_killed
 from tests.tiny_models import make_chat_model
 
 SESSIONS = 100
@@ -65,11 +66,7 @@ class Server:
         return self.process.wait()
 
     def ask(self, text, session=None, **fields):
-        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 6}
-        body |= {"temperature": 0, **fields}
-        if session is not None:
-            body["session_id"] = session
-        return http.post(f"{self.url}/v1/chat/completions", json=body)
+        return ask(self.url, text, session, **fields)
 
     def place(self, session):
         return self.store / hashed(session)
@@ -281,25 +278,11 @@ def test_a_hundred_interleaved_sessions_never_see_each_other(server, runtime):
 def test_nothing_acknowledged_is_lost_by_kill_9(folder, runtime, tmp_path):
     server = Server(folder, tmp_path / "sessions")
     client = connect(server.url)
-    told = {number: 0 for number in range(20)}
 
-    def talk(number):
-        """One streamed turn, which counts once its last chunk is there."""
-        try:
-            text = f"my word is {secret(number)}, turn {told[number]}"
-            for chunk in say(client, number, text, stream=True):
-                if chunk.choices[0].finish_reason:
-                    told[number] += 1
-        except (openai.APIConnectionError, openai.APIStatusError, httpx.TransportError):
-            pass
-
-    with ThreadPoolExecutor(12) as pool:
-        talks = [pool.submit(talk, number) for _ in range(10) for number in told]
-        while sum(told.values()) < 1.5 * len(told):
-            time.sleep(0.02)
+    def kill():
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
-        for done in talks:
-            done.result()
+
+    told = turns_until_killed(client, 20, 12, kill, lost=(*LOST, openai.APIStatusError))
     again = Server(folder, tmp_path / "sessions")
     for number, count in told.items():
         state = again.kept(f"s{number}", runtime)

@@ -18,6 +18,15 @@ from tests.tiny_models import make_chat_model
 KEY = "sk-test-ключ"  # headers carry it as UTF-8
 
 
+def ask(url, text, session=None, **fields):
+    """One plain request to a server; the response."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 6}
+    body |= {"temperature": 0, **fields}
+    if session is not None:
+        body["session_id"] = session
+    return http.post(f"{url}/v1/chat/completions", json=body)
+
+
 class RunningServer:
     """A real uvicorn on a free port; ``chat`` is the object behind its routes."""
 
@@ -39,12 +48,7 @@ class RunningServer:
         self._thread.join()
 
     def ask(self, text, session=None, **fields):
-        """One plain request; the response."""
-        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 6}
-        body |= {"temperature": 0, **fields}
-        if session is not None:
-            body["session_id"] = session
-        return http.post(f"{self.url}/v1/chat/completions", json=body)
+        return ask(self.url, text, session, **fields)
 
 
 @pytest.fixture

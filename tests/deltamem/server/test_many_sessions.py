@@ -52,6 +52,34 @@ def check_own_memory(runtime, state, number, turns):
         torch.testing.assert_close(values, layer.values, rtol=1e-4, atol=1e-4)
 
 
+LOST = (openai.APIConnectionError, httpx.TransportError)
+"""What a client hears of a server that is gone."""
+
+
+def turns_until_killed(client, sessions, together, kill, lost=LOST):
+    """Streams turns of many sessions and kills their server amid them: how many of each a client saw the end of."""
+    told = {number: 0 for number in range(sessions)}
+
+    def talk(number):
+        """One streamed turn, which counts once its last chunk is there."""
+        try:
+            text = f"my word is {secret(number)}, turn {told[number]}"
+            for chunk in say(client, number, text, stream=True):
+                if chunk.choices[0].finish_reason:
+                    told[number] += 1
+        except lost:
+            pass
+
+    with ThreadPoolExecutor(together) as pool:
+        talks = [pool.submit(talk, number) for _ in range(10) for number in told]
+        while sum(told.values()) < 1.5 * sessions:
+            time.sleep(0.02)
+        kill()
+        for done in talks:
+            done.result()
+    return told
+
+
 def test_interleaved_sessions_never_see_each_other(start_server):
     """Sessions also leave the main memory all the time: it holds about ten of them."""
     server = start_server(kept=StoreLimits(memory_bytes=10 * 50_000), most_together=16)
@@ -120,25 +148,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(saved_model, start_server, tmp_p
     url = f"http://127.0.0.1:{port}"
     process = start_process(saved_model, store, port)
     client = connect(url, "sk-crash")
-    told = {number: 0 for number in range(SESSIONS)}
-
-    def talk(number):
-        """One streamed turn, which counts once its last chunk is there."""
-        try:
-            text = f"my word is {secret(number)}, turn {told[number]}"
-            for chunk in say(client, number, text, stream=True):
-                if chunk.choices[0].finish_reason:
-                    told[number] += 1
-        except (openai.APIConnectionError, httpx.TransportError):
-            pass
-
-    with ThreadPoolExecutor(24) as pool:
-        talks = [pool.submit(talk, number) for _ in range(10) for number in range(SESSIONS)]
-        while sum(told.values()) < 1.5 * SESSIONS:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        for done in talks:
-            done.result()
+    told = turns_until_killed(client, SESSIONS, 24, lambda: process.send_signal(signal.SIGKILL))
     assert process.wait() == -signal.SIGKILL
     assert min(told.values()) >= 1
 
