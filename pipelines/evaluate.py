@@ -100,8 +100,9 @@ def evaluate(
     Raises StageError where backbone, adapter or data are missing or damaged, the GPU asked for isn't there, or
     another process is evaluating the same.
     """
-    exam = Exam(config, backbone, strategy, seed, benchmark, limit, by_layer)
+    config.entry("backbones", backbone)
     entry = config.entry("benchmarks", benchmark)
+    exam = Exam(config, backbone, strategy, seed, benchmark, limit, by_layer)
     answer = _answer_task if entry.kind == "lm_eval" else _answer_benchmark
     with alone(exam.result.with_suffix(".lock")), room_to_write(exam.result.parent):
         log, answers = answer(exam)

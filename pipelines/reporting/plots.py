@@ -61,7 +61,7 @@ def _plots(config: Config, results: Results) -> Iterator[tuple[str, Plot]]:
             rows = _headline(results, backbone, benchmark)
             yield from _ablations(results, backbone, benchmark, rows)
             kind = config.benchmarks[benchmark].kind
-            if kind in ("facts", "chat_recall"):
+            if kind in ("facts", "chat_recall") and "category" in set(rows["kind"]):  # one number of facts is no axis
                 yield from _by_facts(results, backbone, benchmark, rows)
             elif kind != "test_time_learning":
                 yield from _by_category(results, backbone, benchmark, rows)

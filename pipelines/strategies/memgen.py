@@ -34,7 +34,7 @@ class Queries(nn.Module):
         super().__init__()
         self.vectors = nn.Parameter(torch.randn(count, hidden))
         self.norm = nn.LayerNorm(hidden)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))  # DeepSpeed can't broadcast a parameter without dimensions
 
     def forward(self) -> Tensor:
         return self.scale * self.norm(self.vectors)
