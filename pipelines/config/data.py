@@ -163,6 +163,22 @@ class ConversationsSource(_Source):
     unknown_share: Number = Field(
         0.2, ge=0, le=1, description="in what share of the conversations something is asked that wasn't told"
     )
+    reply_share: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="in what share of them the reply to a turn that tells something is learnt too",
+    )
+    new_values: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the values told in training that stand in no list, but look like one of it",
+    )
+    word_files: list[str] = Field(
+        default_factory=list,
+        description="JSON files in SQuAD's form whose answers new values are drawn from, besides made-up words",
+    )
     seed: int = Field(0, description="of what is drawn")
 
 

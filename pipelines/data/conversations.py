@@ -1,8 +1,8 @@
 """Conversations in which a person tells something about themselves, and questions for it in other words.
 
 Between small talk and ordinary requests a person tells one fact after another; the assistant acknowledges each. Every
-fact has a question, phrased otherwise than it was told, and the natural sentence that answers it. What is said is drawn
-from ``conversations.yaml``.
+fact has a question, phrased otherwise than it was told, and the natural sentence that answers it. Many are easily taken
+for one before them: the dog's name for the cat's. What is said is drawn from ``conversations.yaml``.
 
 The splits share nothing that a person says: a quarter of the values (names, cities, numbers, …: those with the smallest
 digests) and the last quarter of the phrasings of every kind are kept for evaluation. What they share are the kinds of
@@ -19,16 +19,19 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from deltamem.chat.messages import Message
 from pipelines.data.draw import pick, shuffled
+from pipelines.data.look_alikes import MADE_UP, Words, look_alike
 
 TEXTS = Path(__file__).with_suffix(".yaml")
 HELD_OUT = 1 / 4
 """Of the values, and of the phrasings of every kind."""
+ALIKE = 0.4
+"""Of the facts after the first are of a kind that is easily taken for an earlier one's."""
 
 Split = Literal["train", "eval"]
 
@@ -50,13 +53,21 @@ class Fact:
 
 
 def conversations(
-    count: int, seed: int, split: Split, facts: tuple[int, int] = (1, 6), turns_after: int = 0
+    count: int,
+    seed: int,
+    split: Split,
+    facts: tuple[int, int] = (1, 6),
+    turns_after: int = 0,
+    new_values: float = 0.0,
+    words: Words = MADE_UP,
 ) -> Iterator[dict[str, Any]]:
     """Conversations of a split; the first ones don't depend on ``count``.
 
     Args:
         facts: how many facts one tells, from the first number to the second.
         turns_after: ordinary turns that follow on the last fact, besides those between facts.
+        new_values: of the values such a share stands in no pool, but looks like one of it.
+        words: to draw those values from, besides made-up ones.
 
     Yields:
         ``{"messages": [{"role", "content"}, …], "facts": [{"kind", "value", "question", "answer"}, …], "unknown":
@@ -66,7 +77,8 @@ def conversations(
     for number in range(count):
         rng = random.Random(f"{seed}/{split}/{number}")
         fewest, most = facts
-        told = _facts(rng, split, pick(rng, range(fewest, most + 1)) + 1)
+        draw = _Draw(rng, split, new_values, words)
+        told = draw.facts(pick(rng, range(fewest, most + 1)) + 1)
         unknown = told.pop()
         yield {
             "messages": _messages(rng, split, told, turns_after),
@@ -100,39 +112,67 @@ def _messages(rng: random.Random, split: Split, facts: Sequence[Fact], turns_aft
     return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
 
 
-def _facts(rng: random.Random, split: Split, count: int) -> list[Fact]:
-    """So many facts about different things, no value twice."""
-    found: dict[tuple[str, ...], Fact] = {}
-    while len(found) < count:
-        kind = pick(rng, list(_texts()["kinds"]))
-        about, fact = _fact(rng, split, kind)
-        if fact.value not in {other.value for other in found.values()}:
-            found.setdefault((kind, *about.values()), fact)
-    return list(found.values())
+class _Draw(NamedTuple):
+    """Draws the facts of one conversation."""
 
+    rng: random.Random
+    split: Split
+    new_values: float
+    words: Words
 
-def _fact(rng: random.Random, split: Split, kind: str) -> tuple[dict[str, str], Fact]:
-    """A fact of a kind, and what it is about."""
-    entry = _texts()["kinds"][kind]
-    about = {name: pick(rng, _pool(name)) for name in _names(kind)}
-    filled = about | {"value": pick(rng, values(entry["pool"], split))}
-    told = _said(rng, split, entry["tell"], "tell_frames", filled)
-    question = _said(rng, split, entry["ask"], "ask_frames", filled)
-    replies = entry["reply"] if rng.random() < 0.5 else _texts()["replies"]
-    reply, answer = (_fill(pick(rng, texts), filled) for texts in (replies, entry["answer"]))
-    return about, Fact(kind, filled["value"], told, reply, question, answer)
+    def facts(self, count: int) -> list[Fact]:
+        """So many facts about different things, no value twice."""
+        found: dict[tuple[str, ...], Fact] = {}
+        while len(found) < count:
+            kind = self.kind([fact.kind for fact in found.values()])
+            about, fact = self.fact(kind)
+            if fact.value not in {other.value for other in found.values()}:
+                found.setdefault((kind, *about.values()), fact)
+        return list(found.values())
 
+    def kind(self, before: Sequence[str]) -> str:
+        """Of the next fact."""
+        if before and self.rng.random() < ALIKE:
+            last = pick(self.rng, before)
+            return pick(self.rng, next(group for group in _texts()["alike"] if last in group))
+        return pick(self.rng, list(_texts()["kinds"]))
 
-def _said(rng: random.Random, split: Split, texts: Sequence[str], frames: str, names: Mapping[str, str]) -> str:
-    """One of a person's phrasings, as it is or with something before it."""
-    text = pick(rng, _of_split(texts, split))
-    if rng.random() < 0.4:
-        return _fill(text, names)
-    frame = pick(rng, _of_split(_texts()[frames], split)).removesuffix("{}")
-    if frame.rstrip()[-1] in ".!?:":
-        return frame + _fill(text, names)
-    starts_small = not text.startswith(("I ", "I'", "{"))
-    return frame + (text[0].lower() + text[1:] if starts_small else text).format_map(names)
+    def fact(self, kind: str) -> tuple[dict[str, str], Fact]:
+        """A fact of a kind, and what it is about."""
+        entry = _texts()["kinds"][kind]
+        about = {name: pick(self.rng, _pool(name)) for name in _names(kind)}
+        filled = about | {"value": self.value(entry["pool"])}
+        told = self.said(entry["tell"], "tell_frames", filled)
+        question = self.question(entry, filled)
+        replies = entry["reply"] if self.rng.random() < 0.5 else _texts()["replies"]
+        reply, answer = (_fill(pick(self.rng, texts), filled) for texts in (replies, entry["answer"]))
+        return about, Fact(kind, filled["value"], told, reply, question, answer)
+
+    def value(self, pool: str) -> str:
+        value = pick(self.rng, values(pool, self.split))
+        if self.rng.random() >= self.new_values:
+            return value
+        while _is_held_out(value := look_alike(self.rng, value, self.words)):
+            pass
+        return value
+
+    def question(self, entry: Mapping[str, Any], names: Mapping[str, str]) -> str:
+        """One that is asked of this kind alone, or one of those that are asked of anything."""
+        if self.rng.random() < 0.6:
+            return self.said(entry["ask"], "ask_frames", names)
+        topic = pick(self.rng, entry["topics"]).format_map(names)
+        return pick(self.rng, _of_split(_texts()["topic_frames"], self.split)).format(topic)
+
+    def said(self, texts: Sequence[str], frames: str, names: Mapping[str, str]) -> str:
+        """One of a person's phrasings, as it is or with something before it."""
+        text = pick(self.rng, _of_split(texts, self.split))
+        if self.rng.random() < 0.4:
+            return _fill(text, names)
+        frame = pick(self.rng, _of_split(_texts()[frames], self.split)).removesuffix("{}")
+        if frame.rstrip()[-1] in ".!?:":
+            return frame + _fill(text, names)
+        starts_small = not text.startswith(("I ", "I'", "{"))
+        return frame + (text[0].lower() + text[1:] if starts_small else text).format_map(names)
 
 
 def _fill(text: str, names: Mapping[str, str]) -> str:

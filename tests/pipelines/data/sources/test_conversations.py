@@ -1,5 +1,8 @@
 """Conversations as a source: what was told is written, each fact is an exercise of its own."""
 
+import json
+import re
+
 import pytest
 
 from pipelines.config.data import ConversationsSource
@@ -36,3 +39,39 @@ def test_evaluation_does_not_change_with_the_training_conversations(load):
     assert load("eval").documents != load("eval", seed=1).documents
     facts = [sum(e.kind == "told" for e in d.exercises) for d in load("train", max_facts=2).documents]
     assert set(facts) == {1, 2}
+
+
+def test_replies_are_learnt_with_the_turns_before_them_written(load):
+    whole = {d.document_id: d for d in load().documents}
+    replies = [d for d in load(reply_share=0.5).documents if d.document_id.endswith("/reply")]
+    assert 5 < len(replies) <= 20 and not [
+        d for d in load("eval", reply_share=1.0).documents if "reply" in d.document_id
+    ]
+    for document in replies:
+        (exercise,) = document.exercises
+        messages = whole[document.document_id.removesuffix("/reply")].messages
+        turn = [*exercise.prompt, {"role": "assistant", "content": exercise.references[0]}]
+        assert messages[: len(document.messages) + 2] == document.messages + turn and document.messages
+
+
+def test_new_values_are_told_and_asked_for_in_training_alone(load, tmp_path):
+    answers = ["Zanzibar", "a quokka", "Loch Ness"]
+    text = " ".join(answers)
+    asked = [{"id": a, "question": "Which?", "answers": [{"text": a, "answer_start": text.index(a)}]} for a in answers]
+    file = tmp_path / "squad.json"
+    file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [{"context": text, "qas": asked}]}]}))
+
+    def told(split, **settings):
+        documents = load(split, train_conversations=200, word_files=[str(file)], **settings).documents
+        return [(d, e) for d in documents for e in d.exercises if e.kind == "told"]
+
+    for document, exercise in told("train", new_values=1.0):
+        sentence, value = exercise.references
+        assert value in sentence and value.lower() in " ".join(m["content"] for m in document.messages).lower()
+    new, old = (
+        {e.references[1] for _, e in told("train", new_values=share) if not re.search(r"\d", e.references[1])}
+        for share in (1.0, 0.0)
+    )
+    assert {"Zanzibar", "Loch Ness"} <= new and any("quokka" in value for value in new)
+    assert len(new & old) < 0.1 * len(new)
+    assert told("eval") == told("eval", new_values=1.0)
