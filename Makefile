@@ -39,7 +39,7 @@ $(INSTALLED): $(VENV)/bin/python
 	@touch $@
 
 test: setup ## run the tests
-	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests -n 2
+	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests -n 2 --dist worksteal
 
 # Beside the environment and not in it: see the extra in pyproject.toml.
 test-quantized: setup ## run the tests of quantised backbones
