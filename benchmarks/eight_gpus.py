@@ -176,9 +176,10 @@ class Training:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for process in [*self.process.children(recursive=True), self.process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # where it has ended by itself
+            for process in [*self.process.children(recursive=True), self.process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         self.process.wait()
         self.log.close()
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from deltamem.adapters.files import load_adapter
 from pipelines.config import resolve_config
 from pipelines.config.files import PROJECT_ROOT, read_layers
 from pipelines.data.shards import open_episodes
@@ -16,9 +17,35 @@ from pipelines.train import train_cell
 CONFIGS = PROJECT_ROOT / "configs"
 
 
+SMALL = ["remember.yaml", "overrides/remember_cpu.yaml"]
+
+
 @pytest.fixture
-def config(tmp_path, tiny_backbone):
-    """configs/remember.yaml with configs/overrides/remember_cpu.yaml and files of its own; its episodes are made."""
+def prepare(tmp_path, tiny_backbone):
+    """Configurations of this project with files of their own; their episodes are made."""
+
+    def prepare(names, squad, **settings):
+        _write_files(tmp_path)
+        files = {kind: {"train_files": [str(tmp_path / f"{kind}.json")], "eval_files": []} for kind in FILES}
+        sources = {name: files["squad"] for name in squad} | {"tweets": files["tweets"]}
+        settings = {"results_dir": str(tmp_path / "results"), "backbones": ["tiny-random"], **settings}
+        settings["data"] = {"sources": sources | settings.pop("sources", {}), **settings.pop("data", {})}
+        above = tmp_path / "above.json"
+        above.write_text(json.dumps(settings))
+        config = resolve_config(read_layers([*(CONFIGS / name for name in names), above], {}), "remember")
+        place = Layout(config).backbone("tiny-random")
+        place.parent.mkdir(parents=True)
+        place.symlink_to(tiny_backbone)
+        preprocess(config, "tiny-random")
+        return config
+
+    return prepare
+
+
+FILES = ("squad", "tweets")
+
+
+def _write_files(folder):
     names = ["Ada", "Bo", "Cy", "Dot", "Ede", "Flo", "Gus", "Hal"]
     articles = []
     for n, name in enumerate(names, start=10):
@@ -26,22 +53,16 @@ def config(tmp_path, tiny_backbone):
         asked = {"id": f"q{n}", "question": "How many cats?", "answers": [answer]}
         text = f"{name} had {n} cats. They were old. Nobody else lived there in 18{n}."
         articles.append({"title": name, "paragraphs": [{"context": text, "qas": [asked]}]})
-    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    (folder / "squad.json").write_text(json.dumps({"data": articles}))
     tweets = [{"Tweet": f"{name} is in town on day {n}!", "Question": "Which day?", "Answer": [str(n)], "qid": name}
               for n, name in enumerate(names, start=20)]  # fmt: skip
-    (tmp_path / "tweets.json").write_text(json.dumps(tweets))
-    layers = [CONFIGS / "remember.yaml", CONFIGS / "overrides" / "remember_cpu.yaml"]
-    files = {kind: {"train_files": [str(tmp_path / f"{kind}.json")], "eval_files": []} for kind in ("squad", "tweets")}
-    squad = ("sentences", "other_sentences", "windows", "paragraphs")
-    sources = {name: files["squad"] for name in squad} | {"tweets": files["tweets"]}
-    above = tmp_path / "above.json"
-    above.write_text(json.dumps({"results_dir": str(tmp_path / "results"), "data": {"sources": sources}}))
-    config = resolve_config(read_layers([*layers, above], {}), "remember")
-    place = Layout(config).backbone("tiny-random")
-    place.parent.mkdir(parents=True)
-    place.symlink_to(tiny_backbone)
-    preprocess(config, "tiny-random")
-    return config
+    (folder / "tweets.json").write_text(json.dumps(tweets))
+
+
+@pytest.fixture
+def config(prepare):
+    """configs/remember.yaml with configs/overrides/remember_cpu.yaml."""
+    return prepare(SMALL, ("sentences", "other_sentences", "windows", "paragraphs"))
 
 
 def test_every_source_gives_what_it_is_for(config):
@@ -76,3 +97,16 @@ def test_the_recipe_trains(config):
         sum(float(row[name]) * weight for name, weight in (("answer_nll", 1), ("repeat_nll", 0.5))) for row in curve
     ]
     assert [float(row["loss"]) for row in curve[2:]] == pytest.approx(answer[2:], abs=1e-3)
+
+
+def test_a_chat_goes_on_from_the_texts_with_what_is_told_asked_and_replied(prepare, tmp_path):
+    own = {"train_conversations": 40, "eval_conversations": 8, "word_files": [str(tmp_path / "squad.json")]}
+    sources = {"conversations": own, "facts": {"train_papers": 8, "eval_papers": 4}}
+    limits = {"max_written_tokens": 1024, "max_read_tokens": 256, "processes": 1}
+    config = prepare(["remember_chat.yaml"], ("sentences", "paragraphs"), sources=sources, data=limits)
+    rows = open_episodes(Layout(config).data("tiny-random", "train")).select(["source", "answer_type"]).to_pylist()
+    found = {name: {row["answer_type"] for row in rows if row["source"] == name} for name in config.data.sources}
+    assert found["conversations"] == {"told", "unknown", "reply"} and all(found.values())
+    cell = config.cell("tiny-random", "chat", 42)
+    start, _ = load_adapter(PROJECT_ROOT / cell.train.init_adapter)
+    assert cell.train.write_questions and start.num_states == cell.strategy.adapter["num_states"] == 8
