@@ -47,12 +47,14 @@ test-quantized: setup ## run the tests of quantised backbones
 	  $$(sed -n 's/^ *"\(torchao==[^"]*\)".*/\1/p' pyproject.toml)
 	$(IN_VENV) PYTHONPATH=$(VENV)/quantized OMP_NUM_THREADS=1 python -m pytest tests -m quantized
 
-# vLLM pins torch and transformers, so it has an environment of its own, of 3.4 GB.
+# vLLM pins torch and transformers, so it has an environment of its own, of 3.4 GB. Each engine is three processes that
+# import all of it: they start sooner for being compiled now, above all where Python may not write bytecode later.
 $(VLLM_INSTALLED): $(INSTALLED)
 	@echo "make: installing deltamem_vllm/requirements.lock into $(VLLM)"
 	@rm -f $(VLLM)/installed-*
 	@[ -x $(VLLM)/bin/python ] || $(VENV)/bin/python -m venv $(VLLM)
-	@$(UV) pip install --quiet --exact --no-deps --python $(VLLM)/bin/python -r deltamem_vllm/requirements.lock
+	@$(UV) pip install --quiet --exact --no-deps --compile-bytecode --python $(VLLM)/bin/python \
+	  -r deltamem_vllm/requirements.lock
 	@$(UV) pip install --quiet --no-deps --python $(VLLM)/bin/python --editable .
 	@touch $@
 

@@ -70,7 +70,7 @@ def start(
     model, tokenizer = load_named(named, "cpu", str(kind).removeprefix("torch."))
     model.strength = strength
     runtime = EngineRuntime(model, tokenizer, window)
-    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # threads run here by now
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # threads run here by now
     if current_platform.is_cpu():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
     register_classes()

@@ -5,11 +5,16 @@ Inference only. Pages are changed in place; a page is taken by one sequence at a
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
 from deltamem_kernels.device import fits_triton
 from deltamem_kernels.scan import gated_delta_scan
+
+if NUMBA := find_spec("numba") is not None:  # it comes with vLLM; imported now, so that no request waits for it
+    from deltamem_kernels.numba_paged import numba_paged_step
 
 SHUT = float("-inf")
 """A gate's logit that writes nothing."""
@@ -33,8 +38,16 @@ def paged_step(
         from deltamem_kernels.triton_paged import triton_paged_step
 
         triton_paged_step(projected, beta_bias, pages, page, writes, reads)
-        return
-    # few operations, because at these sizes it is their number that takes time
+    elif NUMBA and pages.is_cpu:
+        numba_paged_step(projected, beta_bias, pages, page, writes, reads)
+    else:
+        torch_paged_step(projected, beta_bias, pages, page, writes, reads)
+
+
+def torch_paged_step(
+    projected: Tensor, beta_bias: Tensor, pages: Tensor, page: Tensor, writes: Tensor | None, reads: Tensor
+) -> None:
+    """Same function as :func:`paged_step`, in PyTorch's operations: few, because it is their number that takes time."""
     _, states, rank, _ = pages.shape
     before = pages.index_select(0, page)
     parts = projected.float().view(-1, 4, states, rank)

@@ -5,7 +5,7 @@ import torch
 
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.naive import naive_delta_scan
-from deltamem_kernels.paged import PaddedRows, paged_scan, paged_step
+from deltamem_kernels.paged import PaddedRows, paged_scan, paged_step, torch_paged_step
 
 
 def drawn(tokens, states=2, rank=8, pages=7, apart=5):
@@ -25,13 +25,14 @@ def defined(projected, bias, state, writes):
     return reads[0].flatten(1), after[0]
 
 
+@pytest.mark.parametrize("step", [paged_step, torch_paged_step], ids=["chosen", "torch"])
 @pytest.mark.parametrize("states", [1, 4])
-def test_a_step_reads_and_writes_the_named_pages_and_no_other(states):
+def test_a_step_reads_and_writes_the_named_pages_and_no_other(states, step):
     projected, bias, raw, pages = drawn(3, states)
     page, writes = torch.tensor([5, 0, 2]), torch.tensor([True, False, True])
     before, reads = raw.clone(), torch.empty(3, states * 8)
     was = pages.clone()
-    paged_step(projected, bias, pages, page, writes, reads)
+    step(projected, bias, pages, page, writes, reads)
     for row, place in enumerate(page.tolist()):
         expected, after = defined(projected[row : row + 1], bias, was[place], writes[row : row + 1])
         torch.testing.assert_close(reads[row].double(), expected[0], atol=1e-5, rtol=1e-5)
@@ -40,6 +41,14 @@ def test_a_step_reads_and_writes_the_named_pages_and_no_other(states):
     assert torch.equal(pages[0], was[0])
     assert torch.equal(raw, before)
     assert torch.equal(raw[:, -5:], before[:, -5:])
+
+
+def test_every_sequence_of_a_step_is_written_unless_some_are_chosen():
+    projected, bias, raw, pages = drawn(2)
+    projected, reads, other = projected.half(), torch.empty(2, 16), pages.clone()
+    paged_step(projected, bias, pages, torch.tensor([1, 4]), None, reads)
+    torch_paged_step(projected, bias, other, torch.tensor([1, 4]), torch.tensor([True, True]), reads)
+    torch.testing.assert_close(pages, other, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [[5], [70, 70], [1, 90, 33]])
