@@ -1,7 +1,8 @@
 """What the memory costs vLLM in decoding: `.venv-vllm/bin/python -m benchmarks.vllm_decoding --help`.
 
 One engine, whose steps are timed with the memory's hooks on the projections and without them, in turns of a few steps
-each, so that whatever else the machine does meets both alike.
+each, so that whatever else the machine does meets both alike. On a CPU the process's own time is told, too: with one
+thread (``OMP_NUM_THREADS=1``) it is what a step costs on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(
     dtype: str = "float32",
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
 ) -> None:
-    """Milliseconds of a decoding step with the memory and without it."""
+    """Milliseconds of a decoding step with the memory and without it, medians."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model in this process, where its hooks can be taken off
     from vllm import LLM
@@ -59,25 +60,28 @@ def _measured(llm, count: int, context: int, steps: int) -> dict:
         engine.step()
     hooked = [module for module in _model(llm).modules() if module._forward_hooks]
     hooks = [module._forward_hooks for module in hooked]
-    seconds: dict[bool, list[float]] = {True: [], False: []}
+    wall: dict[bool, list[float]] = {True: [], False: []}
+    own: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(2 * steps // TURN):
         remembers = turn % 2 == 0
-        for module, own in zip(hooked, hooks, strict=True):
-            module._forward_hooks = own if remembers else OrderedDict()
+        for module, its in zip(hooked, hooks, strict=True):
+            module._forward_hooks = its if remembers else OrderedDict()
         for _ in range(TURN):
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             engine.step()
-            seconds[remembers].append(time.perf_counter() - began)
-    for module, own in zip(hooked, hooks, strict=True):
-        module._forward_hooks = own
+            wall[remembers].append(time.perf_counter() - began)
+            own[remembers].append(time.process_time() - used)
+    for module, its in zip(hooked, hooks, strict=True):
+        module._forward_hooks = its
     engine.abort_request(names)
     while engine.has_unfinished_requests():
         engine.step()
-    with_memory, without = (1e3 * statistics.median(seconds[remembers]) for remembers in (True, False))
-    return {
-        "sequences": count, "step with memory, ms": with_memory, "without, ms": without,
-        "memory's share": with_memory / without - 1,
-    }  # fmt: skip
+    row: dict[str, float] = {"sequences": count}
+    for what, seconds in {"step": wall, "process": own}.items():
+        with_memory, without = (1e3 * statistics.median(seconds[remembers]) for remembers in (True, False))
+        row |= {f"{what}, ms": with_memory, f"{what} without memory, ms": without}
+        row[f"memory's share of {what}"] = with_memory / without - 1
+    return row
 
 
 def _model(llm):

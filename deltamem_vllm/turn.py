@@ -61,6 +61,8 @@ class EngineTurn(OpenTurn):
     """
 
     def __init__(self, runtime: ChatRuntime, before: ChatState, messages: Sequence[Message], options: TurnOptions):
+        if not isinstance(before.keys, EngineSequence):  # another engine's keys and values spare nothing here
+            before = replace(before, keys=KeyValues(), parts=())
         super().__init__(runtime, before, messages, options)
         if options.typical_p != 1:
             raise RequestError("typical_p: vLLM doesn't draw tokens in this way", "unsupported", "typical_p")

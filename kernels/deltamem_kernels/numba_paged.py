@@ -5,7 +5,7 @@ A step's arithmetic is small, and as PyTorch's operations it is their number tha
 
 from __future__ import annotations
 
-import numba  # ty: ignore[unresolved-import]
+import numba  # ty: ignore[import-not-found]
 import numpy as np
 from torch import Tensor
 

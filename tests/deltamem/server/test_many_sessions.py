@@ -56,9 +56,9 @@ LOST = (openai.APIConnectionError, httpx.TransportError)
 """What a client hears of a server that is gone."""
 
 
-def turns_until_killed(client, sessions, together, kill, lost=LOST):
-    """Streams turns of many sessions and kills their server amid them: how many of each a client saw the end of."""
-    told = {number: 0 for number in range(sessions)}
+def turns_until_killed(client, numbers, together, kill, lost=LOST):
+    """Streams turns of new sessions and kills their server amid them: how many of each a client saw the end of."""
+    told = {number: 0 for number in numbers}
 
     def talk(number):
         """One streamed turn, which counts once its last chunk is there."""
@@ -72,7 +72,7 @@ def turns_until_killed(client, sessions, together, kill, lost=LOST):
 
     with ThreadPoolExecutor(together) as pool:
         talks = [pool.submit(talk, number) for _ in range(10) for number in told]
-        while sum(told.values()) < 1.5 * sessions:
+        while sum(told.values()) < 1.5 * len(told):
             time.sleep(0.02)
         kill()
         for done in talks:
@@ -148,7 +148,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(saved_model, start_server, tmp_p
     url = f"http://127.0.0.1:{port}"
     process = start_process(saved_model, store, port)
     client = connect(url, "sk-crash")
-    told = turns_until_killed(client, SESSIONS, 24, lambda: process.send_signal(signal.SIGKILL))
+    told = turns_until_killed(client, range(SESSIONS), 24, lambda: process.send_signal(signal.SIGKILL))
     assert process.wait() == -signal.SIGKILL
     assert min(told.values()) >= 1
 
