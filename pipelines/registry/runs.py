@@ -78,8 +78,9 @@ def _new_run(client: MlflowClient, experiment: str, cell: TrainedCell) -> str:
 def _log_model(client: MlflowClient, run_id: str, cell: TrainedCell) -> None:
     """The adapter's files, where MLflow can load them in a folder that says how."""
     if cell.description is not None:
-        for name in ADAPTER_FILES:
-            client.log_artifact(run_id, str(cell.adapter / name), "model")
+        for path in (cell.adapter / name for name in ADAPTER_FILES):
+            if path.exists():  # not every kind has a card
+                client.log_artifact(run_id, str(path), "model")
         return
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"

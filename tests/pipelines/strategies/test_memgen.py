@@ -12,6 +12,7 @@ from pipelines.config.strategies import MemGenStrategy
 from pipelines.errors import StageError
 from pipelines.evaluate import evaluate
 from pipelines.evaluation.passes import reader_of
+from pipelines.registry.registration import register_cell
 from pipelines.run.layout import Layout
 from pipelines.strategies.memgen import MemGen, ends_of
 from pipelines.strategies.memgen_reader import EvaluatedMemGen
@@ -171,3 +172,4 @@ def test_it_is_trained_and_evaluated_like_the_others(tmp_path, tiny_backbone):
     assert list(result["conditions"]) == ["none", "full"]
     assert result["conditions"]["full"]["nll"]["value"] > 0 and not result["effects"]
     assert not Layout(config).train_state("tiny-random", "memgen", 42).exists()
+    assert register_cell(config, "tiny-random", "memgen", 42)["score"] == result["conditions"]["full"]["f1"]["value"]
