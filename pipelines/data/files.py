@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from pipelines.errors import StageError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _GZIP = b"\x1f\x8b"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def contents(path: str | Path) -> bytes:
@@ -140,11 +145,25 @@ def kind_of(value: Any) -> str:
 def from_hub(where: str, instead: str, load: Callable[[], Any]) -> Any:
     """What ``load`` gets from the Hub. Raises StageError, with what to do instead, where the Hub says no."""
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     try:
         return load()
     except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError) as error:
+        # datasets raises an error of its own, without the Hub's as its cause
+        if isinstance(error, GatedRepoError) or "gated dataset" in str(error):
+            raise StageError(
+                f"{where}: is gated on the Hub. Accept its terms there and log in with `hf auth login`; or {instead}."
+            ) from error
         raise StageError(
             f"{where}: can't be loaded from the Hub ({type(error).__name__}: {error}). Without network, {instead}."
         ) from error
+
+
+def hub_origin(hub_id: str, revision: str | None, table: Dataset, rows: Any) -> dict[str, Any]:
+    """What a manifest says of a data set of the Hub: the revision asked for, its commit, and a digest of the rows."""
+    # datasets keeps what it has prepared in a folder that is named for the commit, and tells it nowhere else
+    commits = (Path(file["filename"]).parent.name for file in table.cache_files)
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode("utf-8", "replace")).hexdigest()
+    commit = next(filter(_COMMIT.fullmatch, commits), None)
+    return {"hub": hub_id, "revision": revision, "commit": commit, "sha256": digest}

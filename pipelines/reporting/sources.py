@@ -27,7 +27,8 @@ def data_source(manifest: Mapping[str, Any]) -> str:
     if not isinstance(origin, Mapping):
         return "–"
     if "hub" in origin:
-        words = f"hub: {origin['hub']}" + (f" at {origin['revision']}" if origin.get("revision") else "")
+        at = origin.get("revision") or origin.get("commit")
+        words = f"hub: {origin['hub']}" + (f" at {at}" if at else "")
     elif "generated" in origin:
         words = f"generated, seed {origin['generated'].get('seed', 0)}"
     else:

@@ -6,8 +6,6 @@ has one; a content may be a list of text parts, as OpenAI's requests have them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,16 @@ from typing import Any
 from deltamem.chat.messages import Message
 from pipelines.config.data import ChatSource
 from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, hold_out, read_files
-from pipelines.data.files import from_hub, kind_of, mended, parquet_rows, parse_json, parse_json_lines, text_of
+from pipelines.data.files import (
+    from_hub,
+    hub_origin,
+    kind_of,
+    mended,
+    parquet_rows,
+    parse_json,
+    parse_json_lines,
+    text_of,
+)
 from pipelines.errors import StageError
 
 EXPECTED = "records with 'messages' (each with role and content), or with 'prompt' and 'response'"
@@ -50,8 +57,7 @@ def _from_hub(settings: ChatSource, split: Split) -> Corpus:
     if not documents:
         first = f"{bad[0].paper_id}: {bad[0].reason}" if bad else "it is empty"
         raise StageError(f"{where}: no usable record in it ({first}); expected {EXPECTED}")
-    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode("utf-8", "replace")).hexdigest()
-    origin = {"hub": settings.hub_id, "revision": settings.hub_revision, "split": name, "sha256": digest}
+    origin = {**hub_origin(hub_id, settings.hub_revision, table, rows), "split": name}
     corpus = Corpus(documents, bad, origin)
     return corpus if settings.hub_eval_split else hold_out(corpus, split, settings.eval_share)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from pipelines.config.data import QasperSource
 from pipelines.data.chunks import cut_text
 from pipelines.data.documents import BadRecord, Corpus, Document, Split, hold_out, read_files
-from pipelines.data.files import from_hub
+from pipelines.data.files import from_hub, hub_origin
 from pipelines.data.papers import EXPECTED, UNANSWERABLE, paper_document, parse_papers, read_papers
 from pipelines.errors import StageError
 
@@ -105,12 +103,7 @@ def _from_hub(settings: QasperSource, split: Split) -> Corpus:
     papers, bad = parse_papers(records)
     if not papers:
         raise StageError(f"{where}: no QASPER paper" + (f"; {bad[0].paper_id}: {bad[0].reason}" if bad else ""))
-    origin = {
-        "hub": settings.hub_id,
-        "revision": revision,
-        "files": sorted(table.info.download_checksums or {}),  # addresses with the commit in them
-        "sha256": hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest(),
-    }
+    origin = hub_origin(settings.hub_id, revision, table, records)
     return Corpus(list(map(paper_document, papers)), bad, origin)
 
 

@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 from pipelines.config import load_config, resolve_config
 from pipelines.diagnosis.cost import FLOPS, estimate_costs, parameters
 from pipelines.diagnosis.hub import Repository, look_up
+from pipelines.diagnosis.inputs import look_at_inputs
 from pipelines.diagnosis.machine import look_at_machine
 from pipelines.doctor import app
 from pipelines.harness.data_sets import data_set_of
-from tests.hub import COMMIT, running_hub
+from tests.hub import COMMIT, ask, running_hub
 from tests.paths import PROJECT
 
 MODEL, QASPER, GPQA = "lab/Chatty-4B", "datasets/allenai/qasper", "datasets/Idavidrein/gpqa"
@@ -31,9 +32,7 @@ def hub():
 
 @pytest.fixture
 def at_hub(hub, monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    ask(hub, monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     return hub
 
@@ -79,6 +78,21 @@ def test_nothing_missing_is_no_error(at_hub, tmp_path, monkeypatch):
     assert ("benchmarks.gpqa_diamond", "note") in found  # its terms are accepted; its revision isn't pinned
 
 
+def test_all_that_the_papers_configurations_read_is_looked_up(at_hub):
+    for name, data in (("paper", ["data, qasper"]), ("paper_release", ["data, release", "data, qasper"])):
+        findings, _ = look_at_inputs(load_config(PROJECT / f"configs/{name}.yaml"))
+        told = {finding.what: finding for finding in findings if " on the Hub" in finding.told}
+        assert sorted(told) == sorted([
+            "backbones.qwen3-4b-instruct-2507", "backbones.qwen3-8b", "backbones.smollm3-3b", *data,
+            "benchmarks.hotpotqa", "benchmarks.ifeval", "benchmarks.gpqa_diamond", "benchmarks.memory_agent_bench",
+            "strategies.llmlingua2",
+        ])  # fmt: skip
+        assert "is gated: accept" in told["benchmarks.gpqa_diamond"].told
+        assert sorted(f.told.split()[3].rstrip(";") for f in findings if f.told.startswith("there is no data/")) == [
+            "data/locomo/locomo10.json", "data/memory_agent_bench/entity2id.json"
+        ]  # fmt: skip
+
+
 def test_only_what_will_be_fetched_counts(at_hub):
     finding, size = look_up(Repository("model", MODEL, "model", COMMIT, ("*.safetensors", "*.json")))
     assert (finding.state, size) == ("ok", 5002)
@@ -96,7 +110,7 @@ def test_what_the_hub_does_not_have_is_named(at_hub, repo_id, revision, told):
 def test_a_hub_that_cannot_be_reached_is_said_unless_the_cache_has_it(at_hub, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
     assert "can't be reached" in look_up(Repository("x", MODEL, "model"))[0].told
-    folder = tmp_path / "cache" / "models--lab--Chatty-4B"
+    folder = tmp_path / "hub" / "models--lab--Chatty-4B"
     (folder / "snapshots" / COMMIT).mkdir(parents=True)
     (folder / "snapshots" / COMMIT / "config.json").write_text("{}")
     (folder / "refs").mkdir()

@@ -12,6 +12,7 @@ from pipelines.reporting.sources import backbone_loading, backbone_source, data_
     [
         ({"hub": "org/set", "revision": "abc", "sha256": "…"}, "hub: org/set at abc"),
         ({"hub": "org/set", "revision": None}, "hub: org/set"),
+        ({"hub": "org/set", "revision": None, "commit": "abc"}, "hub: org/set at abc"),
         ({"files": [{"path": "data/one.json"}, {"path": "two.json"}]}, "one.json, two.json"),
         ({"files": [{"path": "one.json"}], "held_out": 0.1}, "one.json; a held-out share of 0.1"),
         ({"generated": {"seed": 3, "train_papers": 8}}, "generated, seed 3"),
