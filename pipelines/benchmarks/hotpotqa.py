@@ -1,8 +1,8 @@
 """HotpotQA, development set, distractor setting (Yang et al. 2018, arXiv 1809.09600).
 
-Scores are those of the authors' ``hotpot_evaluate_v1.py``. The instruction and the passages are worded as
-in the evaluation of δ-mem's public release; each passage is a message of its own here, and the instruction
-follows them ("above", where the release has it in front and says "below").
+Scores are those of the authors' ``hotpot_evaluate_v1.py``; under its protocol, those of δ-mem's public release. The
+instruction and the passages are worded as in that release's evaluation; each passage is a message of its own here, and
+the instruction follows them ("above", where the release has it in front and says "below").
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from deltamem.chat.messages import Message
+from pipelines.benchmarks import release_scores
 from pipelines.benchmarks.answer_f1 import answer_tokens
 from pipelines.benchmarks.base import Context, Question, limit
 from pipelines.benchmarks.records import read_array, reference, text, usable
@@ -61,6 +62,12 @@ class Hotpotqa:
         )
 
     def score(self, question: Question, prediction: str) -> dict[str, float]:
+        if self.settings.protocol == "release":
+            answer, reference = release_scores.first_line(prediction), question.references[0]
+            return {
+                "exact_match": release_scores.exact_match(answer, reference),
+                "f1": release_scores.f1(answer, reference),
+            }
         lines = prediction.strip().splitlines()
         answer, reference = lines[0] if lines else "", question.references[0]
         return {"exact_match": exact_match(answer, reference), "f1": answer_f1(answer, reference)}

@@ -5,8 +5,9 @@ conflict resolution (CR), one Parquet file each on the Hub. The context is cut i
 cuts it into chunks, but at the ends of paragraphs and by characters: the benchmark counts 4,096 tokens of
 GPT-4o-mini.
 
-The protocol of δ-mem's public release gives each context as one message of at most 120,000 characters, and asks every
-source in the same words. Lengths of answers and scores are the benchmark's own under both.
+The protocol of δ-mem's public release gives each context as one message of at most 120,000 characters, asks every
+source in the same words, and takes an answer as right that has a reference in it; movies and summaries are scored as
+the benchmark does. Lengths of answers are its own under both.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.benchmarks import release_scores
 from pipelines.benchmarks.base import Context, Question, limit
 from pipelines.benchmarks.mab_scores import all_parts, movie_names, recall_at_5, text_scores
 from pipelines.benchmarks.mab_sources import RELEASE_QUERY, SYSTEM, Source, clip, source_named
@@ -93,6 +95,9 @@ class MemoryAgentBench:
             recall = recall_at_5(prediction, question.references, self._movie_names(question.category))
             return {"score": recall, "recall_at_5": recall}
         scores = text_scores(prediction, question.references)
+        if self.settings.protocol == "release":
+            score = release_scores.best_f1 if metric == "f1" else release_scores.contains
+            return {"score": score(prediction, question.references), **scores}
         if metric == "all_parts":
             return {"score": all_parts(prediction, question.references), **scores}
         return {"score": scores[metric], **scores}

@@ -41,7 +41,7 @@ class _Published(Section):
     drawn_by_release: ClassVar[bool] = False
 
     protocol: Literal["official", "release"] = Field(
-        "official", description="whose way of asking: that of its authors, or of the public release of δ-mem"
+        "official", description="whose way of asking and scoring: its authors', or that of the public release of δ-mem"
     )
     sampled: bool | None = Field(
         None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -57,8 +57,7 @@ class OurColumns:
             if row is None and self._is_frozens(column, method):
                 return self.value(column, FROZEN, condition)
             return None if row is None else 100 * row["value"]
-        competencies = ("TTL",) if column == "mab_ttl" else COMPETENCIES
-        return _average([self._competency(name, method, condition) for name in competencies])
+        return self._mab(("TTL",) if column == "mab_ttl" else COMPETENCIES, method, condition)
 
     def questions(self, column: str) -> int | None:
         """How many questions our benchmark of a column has; None where we have none."""
@@ -81,11 +80,17 @@ class OurColumns:
         without_history = column in ("ifeval", "gpqa") and self._row(column, FROZEN, "full") is not None
         return without_history and method not in (FROZEN, *self._results.methods.trained)
 
-    def _competency(self, competency: str, method: str, condition: str) -> float | None:
-        """Mean over the sources of one of MemoryAgentBench's competencies, each the mean of its questions."""
+    def _mab(self, competencies: Sequence[str], method: str, condition: str) -> float | None:
+        """Of MemoryAgentBench's competencies: the mean over each one's sources, then over them; under the protocol of
+        δ-mem's release the mean of all questions. None where one of them has no score."""
         rows = self._of("category", self._named("mab"), "score", method, condition)
-        values = rows[rows["category"].str.startswith(f"{competency}/")]["value"]
-        return None if values.empty else 100 * float(values.mean())
+        parts = [rows[rows["category"].str.startswith(f"{name}/")] for name in competencies]
+        if any(part.empty for part in parts):
+            return None
+        if self._config.benchmarks[self._named("mab")[0]].protocol == "release":
+            every = pd.concat(parts)
+            return 100 * float((every["value"] * every["n"]).sum() / every["n"].sum())
+        return 100 * sum(float(part["value"].mean()) for part in parts) / len(parts)
 
     def _row(self, column: str, method: str, condition: str) -> dict[str, Any] | None:
         names, metric = self._named(column), _BENCHMARKS[column][1]

@@ -116,6 +116,13 @@ def test_scores_by_hand(made_up, reference, prediction, em, f1):
     assert hotpot.score(question, prediction) == {"exact_match": em, "f1": pytest.approx(f1)}
 
 
+def test_the_release_scores_the_first_line_by_its_own_words(made_up):
+    hotpot = benchmark(made_up, protocol="release")
+    question = next(hotpot.contexts()).questions[0]
+    assert hotpot.score(question, "\n No! \nThey aren't.") == {"exact_match": 1, "f1": 1}
+    assert hotpot.score(question, "No, they are not") == {"exact_match": 0, "f1": pytest.approx(2 / 5)}
+
+
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_scores_are_symmetric_bounded_and_exact_match_implies_f1(left, right):
     assert exact_match(left, right) == exact_match(right, left)

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -155,26 +154,6 @@ def test_what_is_missing_or_something_else_is_named(folder):
         list(benchmark(folder, competencies=["CR"]).contexts())
     with pytest.raises(StageError, match="'weather' is none of MemoryAgentBench's.*icl_"):
         source_named("weather", "here")
-
-
-def test_the_hubs_files_are_asked_for_by_name(folder, monkeypatch):
-    import huggingface_hub
-
-    def download(repository, name, repo_type, revision):
-        assert (repository, repo_type, revision) == ("ai-hyz/MemoryAgentBench", "dataset", "v1")
-        assert name.startswith("data/")
-        return str(folder / Path(name).name)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    from_hub = benchmark(folder, folder=None, hub_revision="v1")
-    assert list(from_hub.contexts()) == list(benchmark(folder).contexts())
-
-    def fail(*arguments, **options):
-        raise OSError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(StageError, match="no network.*'folder'"):
-        list(benchmark(folder, folder=None).contexts())
 
 
 def test_no_source_hides_another():
@@ -412,6 +391,28 @@ def test_the_release_asks_every_source_in_the_same_words_about_one_message(folde
             assert asked["content"].endswith(f"Question: {question.asked}\nAnswer:")
             assert (other.max_new_tokens, other.references) == (question.max_new_tokens, question.references)
             assert other.query == question.query
+
+
+def test_to_the_release_an_answer_is_right_that_has_a_reference_in_it(folder):
+    mab = benchmark(folder, protocol="release")
+    by_source = {c.questions[0].category.split("/")[1]: c.questions[0] for c in mab.contexts()}
+    found = {
+        name: mab.score(by_source[name], prediction)["score"]
+        for name, prediction in {
+            "ruler_qa1_197K": "It was Anna.",
+            "eventqa_full": "He stayed",
+            "icl_banking77_5900shot_balance": "label: 13",  # wrong, but a 3 is in it
+            "infbench_sum_eng_shots2": "a long story",
+            "recsys_redial_full": "1.Get Out\n2.Alien",
+        }.items()
+    }
+    assert found == {
+        "ruler_qa1_197K": 1,
+        "eventqa_full": 0,
+        "icl_banking77_5900shot_balance": 1,
+        "infbench_sum_eng_shots2": pytest.approx(1 / 2),
+        "recsys_redial_full": 1,
+    }
 
 
 @pytest.mark.parametrize("length", [119_999, 120_000, 120_001, 500_000])

@@ -287,6 +287,25 @@ def test_ours_stand_beside_the_papers(run, results):
     assert [row.cells[-1].text for row in state.rows][2] != "–", "the swapped state, which the paper lacks"
 
 
+@pytest.mark.parametrize("protocol", ["official", "release"])
+def test_memory_agent_bench_counts_competencies_alike_or_by_the_release_questions(tmp_path, protocol):
+    mab = {"mab": {"kind": "memory_agent_bench", "version": 1, "protocol": protocol}}
+    register = {"champion_metric": "mab/memory_effect_nll"}
+    run = SyntheticRun(tmp_path, benchmarks=mab, seeds=[42], register=register).finish()
+    run.evaluate(BACKBONE, "tsw", 42, "mab", questions=41)  # one of the four competencies has a question more
+    records = pq.read_table(run.layout.records(BACKBONE, "tsw", 42, "mab")).to_pandas()
+    full = records[records["condition"] == "full"]
+    of_competencies = full.groupby("category")["score"].mean()
+    assert of_competencies.mean() != full["score"].mean()
+    expected = full["score"].mean() if protocol == "release" else of_competencies.mean()
+    table = table_of(run, "The paper's table")
+    cells = {row.label: row.cells for row in table.rows}["δ-mem TSW"]
+    _, headings = table.groups[-1]
+    ours = dict(zip((name.partition(",")[0] for name in headings), cells[-len(headings) :], strict=True))
+    assert ours["MAB"].text == f"{100 * expected:.2f}"
+    assert ours["MAB TTL"].text == f"{100 * of_competencies['TTL/icl_banking77']:.2f}"
+
+
 def test_final_needs_all_five(tmp_path):
     extra = {
         "gpqa": {**BENCHMARKS["ifeval"], "task": "gpqa_diamond_cot_zeroshot"},
