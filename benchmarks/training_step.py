@@ -21,6 +21,8 @@ from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.acceleration import compile_norms_and_mlps
 from deltamem.backbone.no_cache import NoCache
 
+BACK_ENDS = {"default": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+
 
 def main(
     shape: Annotated[list[str], typer.Option(help="qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = ["qwen3-4b"],  # noqa: B006
@@ -30,38 +32,45 @@ def main(
     read: Annotated[int, typer.Option(help="tokens read, all supervised")] = 512,
     repeats: int = 5,
     compiled: Annotated[bool, typer.Option(help="compile the backbone's norms and MLPs")] = False,
-    attention: Annotated[str, typer.Option(help="SDPA back end: default, flash or cudnn")] = "default",
+    attention: Annotated[
+        list[str], typer.Option(help="SDPA's default, flash or cudnn; or transformers' flash_attention_2")
+    ] = ["default"],  # noqa: B006
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
 ) -> None:
     """Time and peak memory of a step on random weights of a real shape."""
     place = torch.device(device)
-    backend = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}.get(attention)
-    title = f"Training step, {written} written + {read} read, {attention} attention{', compiled' if compiled else ''}"
-    with sdpa_kernel(backend) if backend else nullcontext():
-        rows = (_shape_rows(name, strategy, checkpointing, written, read, repeats, compiled, place) for name in shape)
-        report(chain.from_iterable(rows), title, place, out)
+    title = f"Training step, {written} written + {read} read{', compiled' if compiled else ''}"
+    rows = (
+        _shape_rows(name, kernel, strategy, checkpointing, written, read, repeats, compiled, place)
+        for name in shape
+        for kernel in attention
+    )
+    report(chain.from_iterable(rows), title, place, out)
 
 
-def _shape_rows(name, strategy, checkpointing, written, read, repeats, compiled, place):
-    base = random_backbone(name, place)
+def _shape_rows(name, attention, strategy, checkpointing, written, read, repeats, compiled, place):
+    base = random_backbone(name, place, "sdpa" if attention in BACK_ENDS else attention)
     if compiled:
         compile_norms_and_mlps(base)
     ids = torch.randint(0, base.config.vocab_size, (1, written + read), device=place)
     context, question = ids[:, :written], ids[:, written:]
-    for mode in checkpointing:
-        bare = _backbone_step(base, context, question, mode)
-        row = _measure(bare, place, repeats, {"shape": name, "strategy": "backbone alone", "checkpointing": mode})
-        yield row | {"over backbone": 1.0}
-        for kind in strategy:
-            model = get_delta_mem_model(base, DeltaMemConfig(strategy=kind))
-            model.memory_layers.to(torch.bfloat16)  # as DeepSpeed trains it
-            step = _delta_step(model, context, question, mode)
-            mine = _measure(step, place, repeats, {"shape": name, "strategy": kind, "checkpointing": mode})
-            both = row["seconds"] and mine["seconds"]
-            yield mine | {"over backbone": mine["seconds"] / row["seconds"] if both else None}
-            model.unload()
-            del step, model
+    backend = BACK_ENDS.get(attention)
+    with sdpa_kernel(backend) if backend else nullcontext():
+        for mode in checkpointing:
+            told = {"shape": name, "attention": attention, "checkpointing": mode}
+            bare = _backbone_step(base, context, question, mode)
+            row = _measure(bare, place, repeats, told | {"strategy": "backbone alone"})
+            yield row | {"over backbone": 1.0}
+            for kind in strategy:
+                model = get_delta_mem_model(base, DeltaMemConfig(strategy=kind))
+                model.memory_layers.to(torch.bfloat16)  # as DeepSpeed trains it
+                step = _delta_step(model, context, question, mode)
+                mine = _measure(step, place, repeats, told | {"strategy": kind})
+                both = row["seconds"] and mine["seconds"]
+                yield mine | {"over backbone": mine["seconds"] / row["seconds"] if both else None}
+                model.unload()
+                del step, model
 
 
 def _measure(step, device, repeats, row):

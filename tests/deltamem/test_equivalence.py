@@ -59,6 +59,16 @@ def test_the_memory_matters_and_is_returned_new(tiny_model, family, attention):
     assert all(not torch.equal(before[i], out.memory.states[i]) for i in before)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_steering_that_starts_from_zero_is_the_frozen_backbone_whatever_the_memory_holds(tiny_model, strategy):
+    config = DeltaMemConfig(strategy=strategy, steer=("q", "k", "v", "o"), output_init="zero")
+    model = get_delta_mem_model(tiny_model("qwen3"), config).eval()
+    ids = tokens(2, 12)
+    with torch.no_grad():
+        out = model(ids, memory=used_memory(model, 2), segment_ids=segments(2, 12))
+        torch.testing.assert_close(out.logits, model.base_model(ids).logits)
+
+
 @pytest.mark.parametrize("family,attention", CASES)
 def test_chunked_prefill_is_one_shot(tiny_model, family, attention):
     model = build(tiny_model, family, attention, "msw" if family == "llama" else "tsw")
@@ -180,16 +190,53 @@ def test_reading_only_leaves_the_memory_as_it_came(tiny_model, strategy):
     assert all(torch.equal(out.memory.states[i], memory.states[i]) for i in memory.states)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not is_flash_attn_2_available(), reason="flash-attn is not installed")
-def test_flash_attention_agrees_with_sdpa(tiny_model):
-    ids = tokens(2, 40).cuda()
+def quantities(tiny_model, attention, device, dtype):
+    """What a model computes of two rows, one of them padded: memories and logits at once, in parts and read only, and
+    the adapter's gradients through writing and reading. {what: float32}"""
+    model = build(tiny_model, "qwen3", attention)
+    model = model.to(device, dtype)
+    ids = tokens(2, 40).to(device)
     mask = torch.ones_like(ids)
     mask[0, :13] = 0
-    results = []
-    for attention in ("sdpa", "flash_attention_2"):
-        model = build(tiny_model, "qwen3", attention, head_dim=64).to("cuda", torch.bfloat16)
-        with torch.no_grad():
-            results.append(model(ids, attention_mask=mask).memory)
-    for i in results[0].states:
-        torch.testing.assert_close(results[0].states[i], results[1].states[i], rtol=0.05, atol=0.05)
+    memory = DeltaMemory({i: s.to(device) for i, s in used_memory(model, 2).states.items()})
+    valid, found = mask.bool(), {}
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask, memory=memory)
+        cache, part, logits = None, memory, []
+        for start, end in ((0, 20), (20, 39), (39, 40)):
+            out = model(
+                ids[:, start:end], attention_mask=mask[:, :end], memory=part, past_key_values=cache, use_cache=True
+            )
+            part, cache = out.memory, out.past_key_values
+            logits.append(out.logits)
+    found |= {"logits": whole.logits[valid], "logits with a cache": torch.cat(logits, 1)[valid]}
+    found |= {f"state {i}": state for i, state in whole.memory.states.items()}
+    found |= {f"state {i} with a cache": state for i, state in part.states.items()}
+    written = model.write(ids, attention_mask=mask, memory=memory)
+    labels = ids.masked_fill(~valid, -100)
+    model(ids, attention_mask=mask, memory=written, write=False, labels=labels).loss.backward()
+    found |= {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: value.float().cpu() for name, value in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("attention", "device"),
+    [
+        ("eager", "cpu"),
+        pytest.param("flash_attention_2", "cuda", marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not is_flash_attn_2_available(), reason="flash-attn is not installed"),
+        ]),
+    ],
+)  # fmt: skip
+def test_in_bfloat16_no_attention_is_farther_from_float32_than_sdpa(tiny_model, attention, device):
+    """FlashAttention takes half precision alone, so that float32 is what both are measured against."""
+    exact = quantities(tiny_model, "sdpa", device, torch.float32)
+    sdpa, other = (quantities(tiny_model, name, device, torch.bfloat16) for name in ("sdpa", attention))
+    assert len(exact) == len(other) and any(name.startswith("gradient") for name in exact)
+
+    def error(found, name):
+        return ((found[name] - exact[name]).norm() / exact[name].norm()).item()
+
+    worse = {name: (error(other, name), error(sdpa, name)) for name in exact}
+    assert {name: pair for name, pair in worse.items() if not pair[0] < 2 * pair[1] + 0.01} == {}

@@ -92,6 +92,25 @@ def test_only_the_adapter_is_trainable(tiny_model, capsys):
     assert "trainable%" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("strategy", ["tsw", "ssw"])
+def test_every_part_of_a_new_adapter_learns_from_the_first_step(tiny_model, strategy):
+    model = get_delta_mem_model(tiny_model("qwen3", "sdpa"), DeltaMemConfig(strategy=strategy))
+    loss_of(model).backward()
+    for layer in model.memory_layers.values():
+        parts = [*layer.in_proj.grad.chunk(4), layer.beta_bias.grad, *(weight.grad for weight in layer.steer.values())]
+        assert len(parts) == 7 and all(part.count_nonzero() for part in parts)
+
+
+def test_states_whose_reads_begin_unused_are_taken_up_by_the_first_step(tiny_model):
+    model = get_delta_mem_model(tiny_model("qwen3", "sdpa"), DeltaMemConfig(strategy="msw"))
+    loss_of(model).backward()
+    for layer in model.memory_layers.values():
+        first, *others = layer.in_proj.grad[:32].split(8)  # W_q, state by state
+        assert first.count_nonzero() and not any(other.count_nonzero() for other in others)
+        for weight in layer.steer.values():
+            assert not weight[:, 8:].count_nonzero() and all(g.count_nonzero() for g in weight.grad.split(8, 1))
+
+
 @pytest.mark.parametrize("strategy,millions", [("tsw", 4.87), ("ssw", 4.87), ("msw", 19.47)], ids=["tsw", "ssw", "msw"])
 def test_parameter_count_is_the_papers(strategy, millions):
     """Qwen3-4B's shape: hidden 2,560, 36 layers, 32 heads of 128."""

@@ -21,8 +21,11 @@ def inputs(batch, tokens, states, rank, dtype=torch.float64, seed=0):
     return projected, bias, state, mask
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 5, 31, 32, 33, 63, 500])
-@pytest.mark.parametrize("states,rank", [(1, 8), (4, 8), (2, 4), (1, 16)], ids=lambda x: str(x))
+@pytest.mark.parametrize(
+    ("states", "rank", "tokens"),
+    [(states, rank, tokens) for states, rank in [(1, 8), (4, 8), (2, 4), (1, 16)]
+     for tokens in [1, 4, 5, 31, 32, 33, 63, 500]] + [(1, 64, 40), (1, 128, 4)],
+)  # fmt: skip
 def test_chunked_is_naive(tokens, states, rank):
     projected, bias, state, mask = inputs(3, tokens, states, rank)
     for m in (None, mask, torch.zeros_like(mask)):

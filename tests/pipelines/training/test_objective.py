@@ -41,6 +41,25 @@ def test_questions_are_written_as_they_are_read(tiny_model, table, strategy):
     assert ((written - read).abs() > 1e-4) == (strategy != "ssw")
 
 
+def test_the_penalty_is_of_the_gates_of_the_writing_alone(objective, table):
+    (model,) = objective.model
+    batch = collate(table, [[0, 1], [2]], 0)
+    with torch.no_grad():
+        loss = objective(batch)
+        gates = [
+            model.write_with_gates(row[None, :length], segment_ids=segments[None, :length])[1]
+            for row, segments, length in zip(
+                batch.context_ids, batch.segment_ids, batch.context_mask.sum(1).tolist(), strict=True
+            )
+        ]
+        weights = batch.context_mask.sum(1).float()
+        if model.config.strategy == "ssw":  # a gate a segment
+            weights = torch.tensor([float(row[row >= 0].unique().numel()) for row in batch.segment_ids])
+    mean = (torch.stack(gates) * weights[:, None]).sum(0) / weights.sum()
+    expected = 0.01 * (mean - 0.05).square().mean()
+    assert (loss.loss - loss.answer_nll).item() == pytest.approx(expected.item(), rel=1e-3) and expected > 0
+
+
 def by_definition(objective, table, pairs):
     """Mean over questions of NLL(memory of the second paper) - NLL(memory of the first); one question at a time."""
     (model,) = objective.model
