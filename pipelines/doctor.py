@@ -44,7 +44,9 @@ def main(
 
 
 def _needs(findings: list[Finding]) -> Table:
-    table = Table("what", "", "how it is", title="What it needs", title_justify="left")
+    table = Table(title="What it needs", title_justify="left")
+    for heading in ("what", "", "how it is"):
+        table.add_column(heading, overflow="fold")  # a path that is cut can't be looked for
     for what, state, told in findings:
         table.add_row(what, f"[{_COLOURS[state]}]{state}[/]", told)
     return table

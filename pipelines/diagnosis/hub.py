@@ -65,4 +65,5 @@ def _unreachable(wanted: Repository, where: str, error: Exception) -> Finding:
     )
     if cached:
         return Finding(wanted.what, "note", f"{where} can't be reached; some of it is in the local cache")
-    return Finding(wanted.what, "missing", f"{where} can't be reached ({type(error).__name__}), and it isn't cached")
+    told = f"{where} can't be reached ({type(error).__name__}), and it isn't cached: connect, or name a copy of it"
+    return Finding(wanted.what, "missing", told)

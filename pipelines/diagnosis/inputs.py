@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,10 @@ _MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"
 
 def look_at_inputs(config: Config) -> tuple[list[Finding], int]:
     """How everything is that the run reads, and the bytes that it will fetch as far as they are known."""
-    findings, total = [], 0
-    for repository in _repositories(config):
-        finding, size = look_up(repository)
-        findings.append(finding)
-        total += size or 0
-    return [*_backbones(config), *findings, *_files(config)], total
+    with ThreadPoolExecutor() as pool:  # each may wait for its time limit, and the page is to come within a minute
+        looked_up = list(pool.map(look_up, _repositories(config)))
+    findings = [finding for finding, _ in looked_up]
+    return [*_backbones(config), *findings, *_files(config)], sum(size or 0 for _, size in looked_up)
 
 
 def _backbones(config: Config) -> Iterator[Finding]:

@@ -87,7 +87,7 @@ class OurColumns:
         parts = [rows[rows["category"].str.startswith(f"{name}/")] for name in competencies]
         if any(part.empty for part in parts):
             return None
-        if self._config.benchmarks[self._named("mab")[0]].protocol == "release":
+        if getattr(self._config.benchmarks[self._named("mab")[0]], "protocol", None) == "release":
             every = pd.concat(parts)
             return 100 * float((every["value"] * every["n"]).sum() / every["n"].sum())
         return 100 * sum(float(part["value"].mean()) for part in parts) / len(parts)

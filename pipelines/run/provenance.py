@@ -60,8 +60,10 @@ def library_versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
+    # a status that is cut off would leave its lock, and git would refuse the user's next commit
+    command = ["git", "--no-optional-locks", *arguments]
     try:
-        result = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=30, check=False)
+        result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""

@@ -1,6 +1,7 @@
 """What artefacts record of their making."""
 
 import json
+import os
 import subprocess
 
 from pipelines.config import config_hash
@@ -31,3 +32,14 @@ def test_commit_and_changes(tmp_path, monkeypatch):
     assert code_version() == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "code.py").write_text("2")
     assert code_version()["dirty"] is True
+
+
+def test_the_checkouts_index_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_ROOT", tmp_path)
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "code.py").write_text("1")
+    git(tmp_path, "add", ".")
+    index = (tmp_path / ".git/index").read_bytes()
+    os.utime(tmp_path / "code.py", (0, 0))  # git status would note the new time in its index, under a lock
+    code_version()
+    assert (tmp_path / ".git/index").read_bytes() == index
