@@ -43,6 +43,8 @@ _SIZES = {
 _TASKS = {"ifeval": Asked(541, 100, 541, 600), "gpqa_diamond_cot_zeroshot": Asked(198, 300, 198, 2_000)}
 QASPER_EPISODES = 2_219
 """That fit 8,192 tokens; the public release's set has as many."""
+QASPER_PAPERS = 888
+"""Of its training split."""
 
 
 class Cost(NamedTuple):
@@ -111,7 +113,7 @@ def _count(config: PreTrainedConfig) -> float:
 def _training_seconds(config: Config, size: float, backbone: str, strategy: str, seed: int) -> float | None:
     """On one GPU."""
     train = config.cell(backbone, strategy, seed).train
-    episodes = _episodes(config, backbone)
+    episodes = _episodes(config, backbone, strategy)
     steps = train.max_steps or math.inf
     if episodes is not None:
         steps = min(steps, math.ceil(episodes / train.batch_size) * train.epochs)
@@ -121,12 +123,16 @@ def _training_seconds(config: Config, size: float, backbone: str, strategy: str,
     return seconds_on_an_h100(size, steps * train.batch_size * tokens)
 
 
-def _episodes(config: Config, backbone: str) -> int | None:
+def _episodes(config: Config, backbone: str, strategy: str) -> int | None:
+    """How many there are to train on; MLP Memory learns each text once, whatever is asked about it."""
+    texts = config.strategies[strategy].kind == "mlp_memory"
     manifest = Layout(config).data_manifest(backbone, "train")
     if manifest.exists():
-        return int(read_record(manifest, "Run the preprocess stage again.")["episodes"])
+        return int(read_record(manifest, "Run the preprocess stage again.")["papers" if texts else "episodes"])
     sources = [source for source in config.data.named_sources.values() if source.weight]
-    return QASPER_EPISODES if all("qasper" in (getattr(source, "hub_id", "") or "") for source in sources) else None
+    if not all("qasper" in (getattr(source, "hub_id", "") or "") for source in sources):
+        return None
+    return QASPER_PAPERS if texts else QASPER_EPISODES
 
 
 def _evaluation_seconds(config: Config, size: float, backbone: str, strategy: str, seed: int, benchmark: str) -> float:

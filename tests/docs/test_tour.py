@@ -36,3 +36,9 @@ def test_every_file_that_the_pages_name_is_there():
     for page in PAGES:
         named = [name for name in re.findall(pattern, page.read_text(encoding="utf-8")) if "NAME" not in name]
         assert [name for name in named if not (PROJECT / name).exists()] == [], page
+
+
+def test_the_tests_that_a_page_names_are_there():
+    named = {pair for page in PAGES for pair in re.findall(r"`([\w/]+/test_\w+)::(\w+)`", page.read_text("utf-8"))}
+    tests = {file: (PROJECT / f"tests/{file}.py").read_text("utf-8") for file, _ in named}
+    assert len(named) > 30 and [pair for pair in named if f"def test_{pair[1]}(" not in tests[pair[0]]] == []

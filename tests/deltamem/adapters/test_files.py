@@ -168,7 +168,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tiny_model, tmp_path, m
     "option,value",
     [("state_update_mode", "no_lambda"), ("normalize_qk", False), ("couple_lambda", False), ("rankwise_gates", False),
      ("memory_write_granularity", "paragraph"), ("num_memory_partitions", 2), ("latent_memory_layers", [3]),
-     ("delta_scale_parameterization", "sqrt_rank")],
+     ("delta_scale_parameterization", "sqrt_rank"), ("delta_o_rmsnorm", True), ("synthetic_memory_slots", 4)],
 )  # fmt: skip
 def test_an_unsupported_public_option_is_named(tiny_model, tmp_path, option, value):
     write_folder(trained(tiny_model), tmp_path, "public")

@@ -1,6 +1,7 @@
 """The doctor against a Hub that is there, one that refuses, and none; on this machine as it is."""
 
 import json
+import math
 
 import pytest
 import yaml
@@ -159,6 +160,17 @@ def test_a_training_costs_four_operations_a_parameter_and_token(tmp_path):
     (cost,) = costs.of_backbones
     assert cost.training == pytest.approx(10 * 4 * 4 * 4e9 * (8192 + 512) / FLOPS / 3600)
     assert costs.uncounted == ["facts"] and costs.weight_bytes == 8e9 and cost.evaluation > 0
+
+
+def test_mlp_memory_learns_each_text_once_an_epoch(tmp_path):
+    strategies = {name: {"from": name, "train": {"epochs": 1}} for name in ("tsw", "mlp_memory")}
+    one, both = (
+        estimate_costs(load_config(settings(tmp_path, strategies={name: strategies[name] for name in names})))
+        for names in (["tsw"], ["tsw", "mlp_memory"])
+    )
+    (one,), (both,) = one.of_backbones, both.of_backbones
+    steps = {"tsw": math.ceil(2219 / 32), "mlp_memory": math.ceil(888 / 32)}
+    assert both.training / one.training == pytest.approx(1 + steps["mlp_memory"] / steps["tsw"])
 
 
 def test_the_papers_configurations_can_be_costed():
