@@ -12,7 +12,7 @@ from tests.isolation import isolate
 
 HOME = tempfile.TemporaryDirectory(prefix="deltamem-tests-")
 
-hypothesis.settings.register_profile("deltamem")
+hypothesis.settings.register_profile("deltamem", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 
 
 def pytest_configure(config):

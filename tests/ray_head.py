@@ -49,10 +49,21 @@ def ray_head(*options: str, **environment: str) -> Iterator[Head]:
             raise RuntimeError(f"Ray didn't start: {''.join(said)}")
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{jobs}", process)
     finally:
-        started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        running = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        started = {*running, *_with_files_in(folder)}
         process.terminate()
         process.communicate()
         for left in psutil.wait_procs(started, timeout=10)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_files_in(folder: Path) -> list[psutil.Process]:
+    """The processes of Ray that were told to keep files there: they outlive a start that failed."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if any(f"{folder}/" in word for word in process.cmdline()):
+                found.append(process)
+    return found

@@ -13,6 +13,7 @@ from mlflow.entities import Metric, Param
 
 from pipelines.registry.live import drop_live_runs
 from pipelines.registry.model_folder import ADAPTER_FILES, write_model_folder
+from pipelines.registry.store import made_meanwhile
 from pipelines.registry.trained_cell import TrainedCell
 
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # what MLflow takes in one request
@@ -37,7 +38,8 @@ def ensure_version(client: MlflowClient, name: str, record: dict[str, Any], tags
         record: its run_id, source and description.
     """
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+        with made_meanwhile():
+            client.create_registered_model(name)
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == record["run_id"]:
             return str(version.version)
@@ -91,7 +93,14 @@ def _log_model(client: MlflowClient, run_id: str, cell: TrainedCell) -> None:
 def _log_metrics(client: MlflowClient, run_id: str, values: dict[str, float]) -> None:
     """Logs the values that aren't the run's latest already."""
     latest, now = client.get_run(run_id).data.metrics, int(time.time() * 1000)
-    _log(client, run_id, [Metric(name, value, now, 0) for name, value in values.items() if latest.get(name) != value])
+
+    def after_the_last(name: str) -> int:
+        """Now, or later where the clock was set back: MLflow shows the value with the latest time."""
+        history = client.get_metric_history(run_id, name) if name in latest else []
+        return max([now, *(known.timestamp + 1 for known in history)])
+
+    changed = {name: value for name, value in values.items() if latest.get(name) != value}
+    _log(client, run_id, [Metric(name, value, after_the_last(name), 0) for name, value in changed.items()])
 
 
 def _log(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:

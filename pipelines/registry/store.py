@@ -8,6 +8,7 @@ from collections.abc import Generator
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.config import Config
@@ -42,6 +43,16 @@ def open_store(config: Config) -> Generator[MlflowClient]:
         raise StageError(f"MLflow store {uri} can't be used: {_reason(error)}") from error
 
 
+@contextlib.contextmanager
+def made_meanwhile() -> Generator[None]:
+    """Lets it pass that what is made inside is there already: runs with other results may share a server."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+
+
 def experiment_id(client: MlflowClient, config: Config) -> str:
     """The configuration's experiment; a new one in a local database keeps its artefacts beside it."""
     name = config.registry.experiment or config.name
@@ -49,7 +60,9 @@ def experiment_id(client: MlflowClient, config: Config) -> str:
     if found is None:
         beside = (Layout(config).results / "mlflow_artifacts" / name).resolve()
         local = Layout(config).store.startswith("sqlite:")
-        return client.create_experiment(name, artifact_location=beside.as_uri() if local else None)
+        with made_meanwhile():
+            return client.create_experiment(name, artifact_location=beside.as_uri() if local else None)
+        found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         raise StageError(
             f"MLflow store {Layout(config).store}: experiment {name!r} was deleted. Restore it "

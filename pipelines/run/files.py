@@ -38,18 +38,19 @@ def room_to_write(folder: Path) -> Generator[None]:
 def replacing(folder: Path) -> Generator[Path]:
     """A new folder to fill, which takes the place of ``folder`` at the end, or vanishes if an error passes.
 
-    Raises StageError if the disk gets full.
+    Raises StageError if the disk gets full, or another process is filling it.
     """
     partial = _beside(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with room_to_write(folder.parent):
-            partial.mkdir(parents=True)
-            yield partial
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-    finally:
+    with alone(folder.with_name(f"{folder.name}.lock")):
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            with room_to_write(folder.parent):
+                partial.mkdir(parents=True)
+                yield partial
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

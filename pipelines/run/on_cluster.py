@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -58,10 +58,10 @@ def run(command: Sequence[str], gpus: float) -> int:
     """
     if gpus and not any(node["Alive"] and node["Resources"].get("GPU", 0) >= gpus for node in ray.nodes()):
         raise StageError(f"evaluate: {gpus:g} GPUs were asked for and no node of the Ray cluster has so many")
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run_here)
+    job = cast(Any, ray.remote(num_cpus=1, num_gpus=gpus)(_Job))  # whose methods no type checker knows
     for left in reversed(range(TRIES)):
         try:
-            for reference in cast(ray.ObjectRefGenerator, task.remote(list(command), os.getcwd())):
+            for reference in job.remote().run.options(num_returns="streaming").remote(list(command), os.getcwd()):
                 said: bytes | int = ray.get(reference)
                 if isinstance(said, int):
                     return said
@@ -80,16 +80,19 @@ def run(command: Sequence[str], gpus: float) -> int:
     raise AssertionError("a command ends with its exit code or an error")
 
 
-def _run_here(command: list[str], folder: str) -> Iterator[bytes | int]:
-    """On a node: the command's output, line by line, and then its exit code."""
-    command = [sys.executable, "-m", "pipelines.run.gpu_slots", "0", *command]  # which ends with this process
-    as_it_comes = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, cwd=folder, env=as_it_comes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        assert process.stdout is not None
-        yield from (line for line in process.stdout)  # Ray sends to its generators, which a file doesn't take
-    yield process.returncode
+class _Job:
+    """On a node. An actor: where a node loses its power Ray tells an actor's caller, while a task's waits on."""
+
+    def run(self, command: list[str], folder: str) -> Iterator[bytes | int]:
+        """The command's output, line by line, and then its exit code."""
+        command = [sys.executable, "-m", "pipelines.run.gpu_slots", "0", *command]  # which ends with this process
+        as_it_comes = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(
+            command, cwd=folder, env=as_it_comes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdout is not None
+            yield from (line for line in process.stdout)  # Ray sends to its generators, which a file doesn't take
+        yield process.returncode
 
 
 def main() -> None:

@@ -75,6 +75,7 @@ CHECKS = {
     "python": check_python,
     "deltamem": lambda words: parse(typer.main.get_command(app), words),
     "mlflow": lambda words: parse(importlib.import_module("mlflow.cli").cli, words),
+    "ray": lambda words: parse(importlib.import_module("ray.scripts.scripts").cli, words),
     "export": lambda words: None,
 }
 

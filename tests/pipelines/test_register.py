@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -112,6 +113,15 @@ def test_registering_again_makes_no_second_version(registered):
     assert len(client.search_model_versions("name = 'deltamem-tiny-random-tsw'")) == 1
     assert client.get_run(record["run_id"]).data.metrics["qasper/memory_effect_nll"] == 7.0
     assert len(client.get_metric_history(record["run_id"], "curve/loss")) == 5
+
+
+def test_a_new_evaluation_counts_though_the_clock_was_set_back(registered, monkeypatch):
+    run, client = registered
+    run.evaluate(*CELL, effect=0.25)
+    an_hour_ago = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: an_hour_ago)
+    record = register_cell(run.config, *CELL)
+    assert client.get_run(record["run_id"]).data.metrics["qasper/memory_effect_nll"] == 0.25
 
 
 def test_a_changed_adapter_makes_a_new_version(registered):

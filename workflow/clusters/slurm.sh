@@ -9,6 +9,7 @@
 set -euo pipefail
 export PATH="$PWD/.venv/bin:$PATH"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="${RAY_AUTH_TOKEN:-$(head --bytes=24 /dev/urandom | od --address-radix=n --format=x1 | tr --delete ' \n')}"
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600  # seconds; Ray's 30 are too few for nodes that load it from shared storage
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
 snakemake --unlock "$@" || true  # an allocation that ran out leaves its lock
 # one Ray node a machine, which gives each worker a GPU of its own; every node ends when Snakemake does

@@ -160,6 +160,14 @@ def test_leftover_of_a_killed_run_is_replaced(episodes):
     assert [path.name for path in episodes.iterdir()] == ["new"]
 
 
+def test_what_one_process_fills_another_leaves_alone(episodes):
+    with replacing(episodes) as partial:
+        (partial / "first").write_text("x")
+        with pytest.raises(StageError, match="another process is doing this already"), replacing(episodes):
+            pass
+    assert [path.name for path in episodes.iterdir()] == ["first"]
+
+
 def test_disk_full_while_writing(episodes):
     with (
         pytest.raises(StageError, match="No room to write in .*No space left"),
