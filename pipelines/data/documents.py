@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from deltamem.chat.messages import Message
-from pipelines.data.files import distinct
+from pipelines.data.files import Distinct
+from pipelines.data.spool import Spool
 from pipelines.errors import StageError
 from pipelines.run.files import file_digest
 
@@ -74,7 +75,7 @@ class Corpus:
     ``renamed_documents`` the same of documents.
     """
 
-    documents: list[Document]
+    documents: Spool[Document]
     bad_records: list[BadRecord]
     origin: dict[str, Any]
     renamed_questions: list[str] = field(default_factory=list)
@@ -86,28 +87,38 @@ class Corpus:
         return sum(len(document.exercises) for document in self.documents)
 
 
-def read_files(
-    paths: Iterable[str], read: Callable[[Path], tuple[list[Document], list[BadRecord]]], what: str
-) -> Corpus:
+def read_files(paths: Iterable[str], read: Callable[[Path, list[BadRecord]], Iterable[Document]], what: str) -> Corpus:
     """The documents of some files.
 
     Args:
-        read: one file's documents and what of it could not be used.
+        read: one file's documents, one after the other; what of it could not be used is added to the list.
         what: the files are expected to be, in words.
 
     Raises:
         StageError: a file gives no document.
     """
-    corpus = Corpus([], [], {"files": []})
-    for path in map(Path, paths):
-        documents, bad = read(path)
-        if not documents:
-            first = f"the first of {len(bad)} bad records: {bad[0].paper_id}: {bad[0].reason}" if bad else "it is empty"
-            raise StageError(f"{path}: no usable record in it ({first}); expected {what}")
-        corpus.documents += documents
-        corpus.bad_records += bad
-        corpus.origin["files"].append({"path": str(path), "sha256": file_digest(path)})
-    return corpus
+    bad_records: list[BadRecord] = []
+    files = []
+
+    def documents() -> Iterator[Document]:
+        for path in map(Path, paths):
+            bad: list[BadRecord] = []
+            document = None
+            for document in read(path, bad):
+                yield document
+            if document is None:
+                raise StageError(f"{path}: no usable record in it ({first_bad(bad)}); expected {what}")
+            bad_records.extend(bad)
+            files.append({"path": str(path), "sha256": file_digest(path)})
+
+    return Corpus(Spool(documents()), bad_records, {"files": files})
+
+
+def first_bad(records: list[BadRecord]) -> str:
+    """Why there is no document, by the first of some bad records."""
+    if not records:
+        return "it is empty"
+    return f"the first of {len(records)} bad records: {records[0].paper_id}: {records[0].reason}"
 
 
 def hold_out(corpus: Corpus, split: Split, share: float) -> Corpus:
@@ -123,7 +134,7 @@ def hold_out(corpus: Corpus, split: Split, share: float) -> Corpus:
             "for evaluation; give eval_files"
         )
     held_out = set(groups[: min(max(round(share * len(groups)), 1), len(groups) - 1)])
-    documents = [d for d in corpus.documents if (_group(d) in held_out) == (split == "eval")]
+    documents = Spool(d for d in corpus.documents if (_group(d) in held_out) == (split == "eval"))
     return replace(corpus, documents=documents, origin={**corpus.origin, "held_out": share})
 
 
@@ -135,25 +146,30 @@ def _digest(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def make_ids_unique(corpus: Corpus) -> None:
-    """Gives documents and questions whose id occurred before another one, and notes it.
+def with_unique_ids(corpus: Corpus) -> Corpus:
+    """The corpus with another id for every document and question whose own occurred before, which is noted.
 
     Scores of different models are paired by question id, and questions share a write by document id.
     """
-    documents = distinct([document.document_id for document in corpus.documents])
-    questions = distinct([exercise.question_id for document in corpus.documents for exercise in document.exercises])
-    for number, document in enumerate(corpus.documents):
-        document_id = next(documents)
+    distinct_document, distinct_question = Distinct(), Distinct()
+    questions: list[str] = []
+    documents: list[str] = []
+
+    def renamed(document: Document) -> Document:
+        document_id = distinct_document(document.document_id)
         exercises = []
         for exercise in document.exercises:
-            question_id = next(questions)
+            question_id = distinct_question(exercise.question_id)
             if question_id != exercise.question_id:
-                corpus.renamed_questions.append(question_id)
+                questions.append(question_id)
                 exercise = replace(exercise, question_id=question_id)
             exercises.append(exercise)
         if document_id != document.document_id:
-            corpus.renamed_documents.append(document_id)
-        corpus.documents[number] = replace(document, document_id=document_id, exercises=exercises)
+            documents.append(document_id)
+        return replace(document, document_id=document_id, exercises=exercises)
+
+    spool = Spool(map(renamed, corpus.documents))
+    return replace(corpus, documents=spool, renamed_questions=questions, renamed_documents=documents)
 
 
 def with_system_prompt(corpus: Corpus, text: str | None) -> Corpus:
@@ -164,7 +180,7 @@ def with_system_prompt(corpus: Corpus, text: str | None) -> Corpus:
     if text is None:
         return corpus
     system = {"role": "system", "content": text}
-    documents = [
+    documents = (
         document
         if document.messages[:1] and document.messages[0]["role"] == "system"
         else replace(
@@ -173,8 +189,8 @@ def with_system_prompt(corpus: Corpus, text: str | None) -> Corpus:
             exercises=[replace(e, prompt=[system, *e.prompt]) for e in document.exercises],
         )
         for document in corpus.documents
-    ]
-    return replace(corpus, documents=documents)
+    )
+    return replace(corpus, documents=Spool(documents))
 
 
 def first_problem(error: ValidationError) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from array import array
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pipelines.config import Data
 from pipelines.data.documents import Corpus, Document, Split
 from pipelines.data.episodes import EpisodeEncoder, Episodes
 from pipelines.data.shards import PAPER_SCHEMA, SCHEMA, write_shards
+from pipelines.data.spool import Spool
 from pipelines.errors import StageError
 
 DOCUMENTS_PER_PROCESS = 200
@@ -79,13 +82,14 @@ def _told(corpus: Corpus, tally: Tally) -> dict[str, Any]:
         reason: {"count": len(ids), "question_ids": ids} for reason, ids in sorted(tally.dropped.items())
     }
     lost = Counter(record.lost for record in corpus.bad_records)
+    questions = corpus.questions
     return {
         "source": corpus.origin,
         "papers": len(corpus.documents),
-        "usable_questions": corpus.questions,
+        "usable_questions": questions,
         "episodes": tally.episodes,
         "dropped": dropped,
-        "beyond_limit": corpus.questions - tally.episodes - sum(entry["count"] for entry in dropped.values()),
+        "beyond_limit": questions - tally.episodes - sum(entry["count"] for entry in dropped.values()),
         "truncated_papers": tally.truncated,
         "renamed_questions": corpus.renamed_questions,
         "renamed_documents": corpus.renamed_documents,
@@ -106,7 +110,9 @@ class Tally:
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     truncated: list[str] = field(default_factory=list)
     answer_types: Counter[str] = field(default_factory=Counter)
-    lengths: dict[str, list[int]] = field(default_factory=lambda: {"written": [], "question": [], "answer": []})
+    lengths: dict[str, array[int]] = field(
+        default_factory=lambda: {name: array("I") for name in ("written", "question", "answer")}
+    )
 
     def count(self, documents: Iterable[Episodes], limit: int | None) -> Iterator[dict[str, Any]]:
         """Passes the rows on, at most ``limit`` of them, the first in file order."""
@@ -125,7 +131,7 @@ class Tally:
                     return
 
 
-def encode_documents(documents: Sequence[Document], data: Data, tokenizer_folder: Path) -> Generator[Episodes]:
+def encode_documents(documents: Spool[Document], data: Data, tokenizer_folder: Path) -> Generator[Episodes]:
     """The documents' episodes, in their order whatever the number of processes."""
     settings = (tokenizer_folder, data.max_written_tokens, data.max_read_tokens, data.overlong)
     processes = min(data.processes, math.ceil(len(documents) / DOCUMENTS_PER_PROCESS))
@@ -135,7 +141,14 @@ def encode_documents(documents: Sequence[Document], data: Data, tokenizer_folder
     # A forked process could inherit a lock that one of the tokenizer's threads holds.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, settings)
     try:
-        yield from pool.map(_encode, documents, chunksize=8)
+        waiting: deque[Future[list[Episodes]]] = deque()
+        rest = iter(documents)
+        while chunk := list(islice(rest, 8)):
+            waiting.append(pool.submit(_encode, chunk))
+            if len(waiting) > 4 * processes:  # all at once would be all of them in memory
+                yield from waiting.popleft().result()
+        for last in waiting:
+            yield from last.result()
     except BrokenProcessPool:
         raise StageError(
             f"one of {processes} tokenising processes was killed, probably for want of memory; lower data.processes"
@@ -157,8 +170,8 @@ def _start_worker(*settings: Any) -> None:
     _encoder = make_encoder(*settings)
 
 
-def _encode(document: Document) -> Episodes:
-    return _encoder.encode(document)
+def _encode(documents: list[Document]) -> list[Episodes]:
+    return [_encoder.encode(document) for document in documents]
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -172,7 +185,7 @@ def question_limit(data: Data, split: Split) -> int | None:
     return data.max_train_questions if split == "train" else data.max_eval_questions
 
 
-def estimated_bytes(documents: Sequence[Document], data: Data, split: Split) -> int:
+def estimated_bytes(documents: Spool[Document], data: Data, split: Split) -> int:
     """About what the shards will take: per question its document's text and, per 4 bytes of it, two int32."""
     total = questions = 0
     for document in documents:
@@ -183,7 +196,7 @@ def estimated_bytes(documents: Sequence[Document], data: Data, split: Split) -> 
     return total * limit // questions if limit and limit < questions else total
 
 
-def _statistics(lengths: list[int]) -> dict[str, float]:
+def _statistics(lengths: array[int]) -> dict[str, float]:
     return {
         "min": min(lengths),
         "median": float(np.median(lengths)),

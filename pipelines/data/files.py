@@ -8,9 +8,10 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _GZIP = b"\x1f\x8b"
+_SPACE = r"[ \t\r\n]*"  # as JSON has it
+_SIGNS = {sign: re.compile(f"{_SPACE}{re.escape(sign)}{_SPACE}") for sign in "{,:"}
+_ENDS = {"{": re.compile(rf"{_SPACE}\{{{_SPACE}\}}{_SPACE}"), ",": re.compile(rf"{_SPACE}\}}{_SPACE}")}
+"""Of an object, where no member was read and where one was."""
+_PIECE = 2**20
+"""Characters of a file that are read at once."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -53,6 +60,85 @@ def read_json(path: str | Path, expected: str) -> Any:
     return parse_json(text_of(path, expected), path, expected)
 
 
+def json_members(path: str | Path, expected: str) -> Iterator[tuple[str, Any]]:
+    """The members of the one object that a JSON file holds, in their order, with one at a time in memory.
+
+    Raises StageError, with the position, where it can't be read, isn't JSON or holds something else.
+    """
+    try:
+        with _text_stream(path) as file:
+            yield from _members(file)
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError):
+        content = read_json(path, expected)  # which says where it is damaged
+        raise StageError(f"{path}, line 1: the file holds {kind_of(content)} at its top; {expected}") from None
+
+
+@contextmanager
+def _text_stream(path: str | Path) -> Generator[TextIO]:
+    """The text of a file, unpacked if it is gzip, to be read bit by bit."""
+    with Path(path).open("rb") as packed:
+        unpacked = gzip.open(packed) if packed.peek(len(_GZIP)).startswith(_GZIP) else packed
+        yield io.TextIOWrapper(cast(BinaryIO, unpacked), "utf-8-sig", newline="\n")
+
+
+def _members(file: TextIO) -> Iterator[tuple[str, Any]]:
+    """Raises ValueError where the text isn't one JSON object with distinct keys."""
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    text, keys = "", set()
+    opening = "{"
+    while True:
+        more = file.read(max(_PIECE, len(text)))  # twice as much each time, as a long member is parsed from its start
+        text += more
+        place = 0
+        while member := _member(decoder, text, place, opening, whole=not more):
+            key, value, place = member
+            if key in keys:
+                raise _RepeatedKey(f"the key {key!r} appears twice in one object")
+            keys.add(key)
+            yield key, value
+            opening = ","
+        text = text[place:]
+        if not more:
+            break
+    if not _ENDS[opening].fullmatch(text):
+        raise ValueError("not one JSON object")
+
+
+def _member(decoder: json.JSONDecoder, text: str, place: int, opening: str, whole: bool) -> tuple[str, Any, int] | None:
+    """The key and the value that follow on ``opening``, and where they end; None where the text has no whole member.
+
+    Args:
+        whole: no more text is to come.
+    """
+    try:
+        key, end = decoder.raw_decode(text, _after(opening, text, place))
+        value, end = decoder.raw_decode(text, _after(":", text, end))
+    except ValueError as error:
+        if isinstance(error, _RepeatedKey):
+            raise
+        return None
+    # what a number or a word at the very end is, only the text to come tells
+    return (key, value, end) if isinstance(key, str) and (whole or end < len(text)) else None
+
+
+def _after(sign: str, text: str, place: int) -> int:
+    """Where something begins after a sign and white space. Raises ValueError where the sign isn't next."""
+    found = _SIGNS[sign].match(text, place)
+    if found is None:
+        raise ValueError(f"no {sign}")
+    return found.end()
+
+
+def text_lines(path: str | Path, expected: str) -> Iterator[str]:
+    """The lines of a file, one at a time in memory. Raises StageError as :func:`text_of` does."""
+    try:
+        with _text_stream(path) as file:
+            yield from file
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        text_of(path, expected)  # which says where it is damaged
+        raise
+
+
 def parquet_rows(path: str | Path, form: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, with some of its columns or all. Raises StageError where it can't be read."""
     try:
@@ -77,9 +163,9 @@ def parse_json(text: str, path: str | Path, expected: str) -> Any:
         raise StageError(f"{path}: {error}; {expected}") from None
 
 
-def parse_json_lines(text: str) -> Iterator[tuple[int, Any | ValueError]]:
+def parse_json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any | ValueError]]:
     """The number and the value of every line that isn't empty; of one that isn't JSON, the error."""
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield number, json.loads(line, object_pairs_hook=_object)
@@ -117,16 +203,19 @@ def mended(value: Any) -> tuple[Any, int]:
     return value, 0
 
 
-def distinct(names: Iterable[str]) -> Iterator[str]:
-    """The names, where one that occurred before gets the first free of ``-2``, ``-3``, …"""
-    taken: set[str] = set()
-    for name in names:
+class Distinct:
+    """Called with a name, gives it, or where it occurred before the first free of ``-2``, ``-3``, … of it."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def __call__(self, name: str) -> str:
         number, unique = 1, name
-        while unique in taken:
+        while unique in self._taken:
             number += 1
             unique = f"{name}-{number}"
-        taken.add(unique)
-        yield unique
+        self._taken.add(unique)
+        return unique
 
 
 def kind_of(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pipelines.data.documents import Corpus, Document, Exercise
 from pipelines.data.draw import pick, shuffled
+from pipelines.data.spool import Spool
 
 PROMPT = "Fill in the blank: {}"
 BLANK = "___"
@@ -26,8 +27,8 @@ def asked_for_gaps(corpus: Corpus, count: int) -> Corpus:
     """
     if not count:
         return corpus
-    documents = [_with_gaps(document, count) for document in corpus.documents]
-    return replace(corpus, documents=[document for document in documents if document.exercises])
+    documents = (_with_gaps(document, count) for document in corpus.documents)
+    return replace(corpus, documents=Spool(document for document in documents if document.exercises))
 
 
 def _with_gaps(document: Document, count: int) -> Document:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +76,21 @@ def generate_papers(split: Split, settings: Generated) -> dict[str, Any]:
     The evaluation papers don't depend on the number of training papers. No system occurs in both splits.
     Raises StageError if there are too few names for so many systems.
     """
+    return dict(_drawn(split, settings))
+
+
+def write_papers(path: Path, split: Split, settings: Generated) -> None:
+    """Writes them to a file, in QASPER's official form, with one paper at a time in memory."""
+    with path.open("w", encoding="utf-8") as file:
+        before = "{"
+        for paper_id, record in _drawn(split, settings):
+            text = json.dumps(record, indent=1).replace("\n", "\n ")
+            file.write(f"{before}\n {json.dumps(paper_id)}: {text}")
+            before = ","
+        file.write("\n}\n")
+
+
+def _drawn(split: Split, settings: Generated) -> Iterator[tuple[str, dict[str, Any]]]:
     counts = (settings.train_papers, settings.eval_papers)
     systems = sum(_systems_per_paper(_facts(settings, number)) for count in counts for number in range(count))
     if systems > MOST_SYSTEMS:
@@ -83,19 +99,19 @@ def generate_papers(split: Split, settings: Generated) -> dict[str, Any]:
             f"there are {MOST_SYSTEMS}; lower train_papers, eval_papers or facts_per_paper"
         )
     taken: set[str] = set()
-    papers = _papers("eval", settings.eval_papers, settings, taken)
-    if split == "train":
-        papers = _papers("train", settings.train_papers, settings, taken)
-    return papers
+    held_out = _papers("eval", settings.eval_papers, settings, taken)
+    if split == "eval":
+        yield from held_out
+    else:
+        deque(held_out, maxlen=0)  # for the names that they take
+        yield from _papers("train", settings.train_papers, settings, taken)
 
 
-def _papers(split: Split, count: int, settings: Generated, taken: set[str]) -> dict[str, Any]:
+def _papers(split: Split, count: int, settings: Generated, taken: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     rng = random.Random(f"{settings.seed}/{split}")
-    ids = [f"generated-{settings.seed}-{split}-{number:05d}" for number in range(count)]
-    return {
-        paper_id: _paper(rng, paper_id, _facts(settings, number), taken, yes_no=bool(number % 2))
-        for number, paper_id in enumerate(ids)
-    }
+    for number in range(count):
+        paper_id = f"generated-{settings.seed}-{split}-{number:05d}"
+        yield paper_id, _paper(rng, paper_id, _facts(settings, number), taken, yes_no=bool(number % 2))
 
 
 def _facts(settings: Generated, number: int) -> int:
@@ -202,10 +218,9 @@ def main(
 ) -> None:
     """Write generated papers to a file, for data.train_files or data.eval_files."""
     settings = Generated(train_papers=papers, facts_per_paper=facts, seed=seed)
-    made = generate_papers("train", settings)
     with room_to_write(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        write_papers(file, "train", settings)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ where possible.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from deltamem.chat.messages import Message
 from pipelines.data.documents import BadRecord, Document, Exercise, first_problem
-from pipelines.data.files import kind_of, mended, read_json
+from pipelines.data.files import json_members, mended
 from pipelines.errors import StageError
 
 UNANSWERABLE = "Unanswerable"
@@ -99,25 +99,27 @@ class _AnnotationRecord(_Record):
     answer: _AnswerFields
 
 
-def read_papers(path: Path) -> tuple[list[Paper], list[BadRecord]]:
-    """Papers of one official JSON file in file order, and what of it could not be used.
+def read_papers(path: Path, bad: list[BadRecord]) -> Iterator[Paper]:
+    """Papers of one official JSON file in file order; what of it could not be used is added to ``bad``.
 
     Raises StageError, with the position, if the file can't be read, isn't JSON, or holds no QASPER paper.
     """
-    records = read_json(path, EXPECTED)
-    if not isinstance(records, dict):
-        raise StageError(f"{path}, line 1: the file holds {kind_of(records)} at its top; {EXPECTED}")
-    papers, bad = parse_papers(records.items())
-    if not papers:
+    paper = None
+    for paper in each_paper(json_members(path, EXPECTED), bad):
+        yield paper
+    if paper is None:
         found = f'at ["{bad[0].paper_id}"]: {bad[0].reason}' if bad else "line 1: the object is empty"
         raise StageError(f"{path}, {found}; {EXPECTED}")
-    return papers, bad
 
 
 def parse_papers(records: Iterable[tuple[str, Any]]) -> tuple[list[Paper], list[BadRecord]]:
     """Papers from (paper id, official record) pairs, in order, and what of them could not be used."""
-    papers: list[Paper] = []
     bad: list[BadRecord] = []
+    return list(each_paper(records, bad)), bad
+
+
+def each_paper(records: Iterable[tuple[str, Any]], bad: list[BadRecord]) -> Iterator[Paper]:
+    """The same one by one; what could not be used is added to ``bad``."""
     for paper_id, record in records:
         (paper_id, record), damaged = mended([paper_id, record])
         if damaged:
@@ -132,8 +134,7 @@ def parse_papers(records: Iterable[tuple[str, Any]]) -> tuple[list[Paper], list[
         questions, bad_questions = _parse_questions(paper_id, fields.qas)
         bad.extend(bad_questions)
         sections = tuple(Section(s.section_name, tuple(s.paragraphs)) for s in fields.full_text)
-        papers.append(Paper(paper_id, fields.title, fields.abstract, sections, questions))
-    return papers, bad
+        yield Paper(paper_id, fields.title, fields.abstract, sections, questions)
 
 
 def _parse_questions(paper_id: str, records: list[Any]) -> tuple[tuple[PaperQuestion, ...], list[BadRecord]]:

@@ -151,7 +151,7 @@ def test_the_releases_training_set_is_read_whole_and_its_commit_noted(at_hub, tm
     parts = [load_corpus(source(revision), split, tmp_path) for split in ("train", "eval")]
     learnt = [document.exercises[0].references[0] for part in parts for document in part.documents]
     assert sorted(map(int, learnt)) == list(range(60)) and parts[1].documents
-    assert parts[0].documents[0].messages[0]["content"] == "Answer from the notes."
+    assert next(iter(parts[0].documents)).messages[0]["content"] == "Answer from the notes."
     assert parts[0].origin["commit"] == COMMIT and parts[0].origin["revision"] == revision
     assert [(commit, start) for path, commit, start in at_hub.served if path == "train.jsonl"] == [
         (COMMIT, 0), (COMMIT, 700)

@@ -12,7 +12,7 @@ from typing import Any
 
 from deltamem.chat.messages import Message
 from pipelines.config.data import ChatSource
-from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, hold_out, read_files
+from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, first_bad, hold_out, read_files
 from pipelines.data.files import (
     from_hub,
     hub_origin,
@@ -21,8 +21,10 @@ from pipelines.data.files import (
     parquet_rows,
     parse_json,
     parse_json_lines,
+    text_lines,
     text_of,
 )
+from pipelines.data.spool import Spool
 from pipelines.errors import StageError
 
 EXPECTED = "records with 'messages' (each with role and content), or with 'prompt' and 'response'"
@@ -36,7 +38,7 @@ def load(settings: ChatSource, split: Split, folder: Path) -> Corpus:
         return _from_hub(settings, split)
     own = split == "eval" and settings.eval_files
     paths = settings.eval_files if own else settings.train_files
-    corpus = read_files(paths, lambda path: _documents(_records(path), path.name, settings), EXPECTED)
+    corpus = read_files(paths, lambda path, bad: _documents(_records(path), path.name, settings, bad), EXPECTED)
     return corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
 
 
@@ -53,10 +55,10 @@ def _from_hub(settings: ChatSource, split: Split) -> Corpus:
         lambda: datasets.load_dataset(hub_id, revision=settings.hub_revision, split=name),
     )
     rows = list(table)
-    documents, bad = _documents(enumerate(rows, start=1), hub_id, settings)
-    if not documents:
-        first = f"{bad[0].paper_id}: {bad[0].reason}" if bad else "it is empty"
-        raise StageError(f"{where}: no usable record in it ({first}); expected {EXPECTED}")
+    bad: list[BadRecord] = []
+    documents = Spool(_documents(enumerate(rows, start=1), hub_id, settings, bad))
+    if not len(documents):
+        raise StageError(f"{where}: no usable record in it ({first_bad(bad)}); expected {EXPECTED}")
     origin = {**hub_origin(hub_id, settings.hub_revision, table, rows), "split": name}
     corpus = Corpus(documents, bad, origin)
     return corpus if settings.hub_eval_split else hold_out(corpus, split, settings.eval_share)
@@ -69,7 +71,7 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
         raise StageError(f"{path}: the name must end with {', '.join(_ENDINGS)} (or one of them and .gz)")
     expected = f"expected {EXPECTED}"
     if _ENDINGS[ending] == "lines":
-        return parse_json_lines(text_of(path, expected))
+        return parse_json_lines(text_lines(path, expected))
     if _ENDINGS[ending] == "parquet":
         return enumerate(parquet_rows(path, f"a file of {EXPECTED}"), start=1)
     text = text_of(path, expected)
@@ -80,10 +82,8 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _documents(
-    records: Iterable[tuple[int, Any]], file: str, settings: ChatSource
-) -> tuple[list[Document], list[BadRecord]]:
-    documents: list[Document] = []
-    bad: list[BadRecord] = []
+    records: Iterable[tuple[int, Any]], file: str, settings: ChatSource, bad: list[BadRecord]
+) -> Iterator[Document]:
     for number, record in records:
         record, damaged = mended(record)
         chat_id = f"{file}:{number}"
@@ -101,10 +101,9 @@ def _documents(
             continue
         for reply in replies[-1:] if settings.supervise == "last" else replies:
             try:
-                documents.append(_document(chat_id, messages, reply, settings))
+                yield _document(chat_id, messages, reply, settings)
             except ValueError as error:
                 bad.append(BadRecord("reply", chat_id, f"{chat_id}/{reply}", str(error)))
-    return documents, bad
 
 
 def chat_messages(record: Any) -> list[Message]:

@@ -14,6 +14,7 @@ from pipelines.data.documents import Corpus, Document, Exercise, Split
 from pipelines.data.draw import pick
 from pipelines.data.look_alikes import MADE_UP, Words
 from pipelines.data.sources import squad
+from pipelines.data.spool import Spool
 
 
 def load(settings: ConversationsSource, split: Split, folder: Path) -> Corpus:
@@ -30,7 +31,7 @@ def load(settings: ConversationsSource, split: Split, folder: Path) -> Corpus:
             documents += [reply] if reply else []
     drawn = settings.model_dump(include=set(ConversationsSource.__annotations__))
     digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()
-    return Corpus(documents, [], {"generated": drawn, "sha256": digest})
+    return Corpus(Spool(documents), [], {"generated": drawn, "sha256": digest})
 
 
 def _is_one_of(share: float, number: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from deltamem.chat.messages import Message
 from pipelines.config.data import Generated, GeneratedSource
 from pipelines.data.documents import Corpus, Document, Split
 from pipelines.data.draw import pick
-from pipelines.data.generate import FILLERS, generate_papers
+from pipelines.data.generate import FILLERS, write_papers
 from pipelines.data.sources.qasper import from_files
+from pipelines.data.spool import Spool
 
 FRAMES = (
     "{}",
@@ -38,14 +38,14 @@ def load(settings: GeneratedSource, split: Split, folder: Path) -> Corpus:
     """What a split tells; the papers are kept in ``papers.json``, in QASPER's official form."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "papers.json"
-    path.write_text(json.dumps(generate_papers(split, settings), indent=1) + "\n", encoding="utf-8")
+    write_papers(path, split, settings)
     corpus = from_files([str(path)])
     drawn = settings.model_dump(include=set(Generated.model_fields))
     corpus.origin = {"generated": drawn, "told": settings.told, "sha256": corpus.origin["files"][0]["sha256"]}
     if settings.told == "conversation":
-        corpus.documents = [_conversation(document, settings.seed) for document in corpus.documents]
+        corpus.documents = Spool(_conversation(document, settings.seed) for document in corpus.documents)
     elif settings.told == "text":
-        corpus.documents = [_text(document) for document in corpus.documents]
+        corpus.documents = Spool(map(_text, corpus.documents))
     return corpus
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from pipelines.config.data import QasperSource
 from pipelines.data.chunks import cut_text
 from pipelines.data.documents import BadRecord, Corpus, Document, Split, hold_out, read_files
 from pipelines.data.files import from_hub, hub_origin
-from pipelines.data.papers import EXPECTED, UNANSWERABLE, paper_document, parse_papers, read_papers
+from pipelines.data.papers import EXPECTED, UNANSWERABLE, each_paper, paper_document, read_papers
+from pipelines.data.spool import Spool
 from pipelines.errors import StageError
 
 HUB_SPLITS = {"train": "train", "eval": "validation"}
@@ -33,7 +34,7 @@ def load(settings: QasperSource, split: Split, folder: Path) -> Corpus:
     """The papers of a split."""
     corpus = _load(settings, split)
     if settings.form == "release":
-        corpus.documents = list(map(in_release_form, corpus.documents))
+        corpus.documents = Spool(map(in_release_form, corpus.documents))
     return corpus
 
 
@@ -70,18 +71,15 @@ def from_files(paths: list[str]) -> Corpus:
     """The papers of official files; one whose id was used in an earlier file is lost."""
     first_file: dict[str, Path] = {}
 
-    def read(path: Path) -> tuple[list[Document], list[BadRecord]]:
-        papers, bad = read_papers(path)
-        new = []
-        for paper in papers:
+    def read(path: Path, bad: list[BadRecord]) -> Iterator[Document]:
+        for paper in read_papers(path, bad):
             if paper.paper_id in first_file:
                 reason = f"{path}: its id was already used in {first_file[paper.paper_id]}"
                 lost = f"; its {len(paper.questions)} questions are lost"
                 bad.append(BadRecord("paper", paper.paper_id, None, reason + lost))
             else:
                 first_file[paper.paper_id] = path
-                new.append(paper_document(paper))
-        return new, bad
+                yield paper_document(paper)
 
     return read_files(paths, read, EXPECTED)
 
@@ -100,11 +98,11 @@ def _from_hub(settings: QasperSource, split: Split) -> Corpus:
     if missing:
         raise StageError(f"{where}: not QASPER, the columns {', '.join(sorted(missing))} are missing")
     records = [(str(row["id"]), official_record(row)) for row in table]
-    papers, bad = parse_papers(records)
-    if not papers:
+    bad: list[BadRecord] = []
+    documents = Spool(map(paper_document, each_paper(records, bad)))
+    if not len(documents):
         raise StageError(f"{where}: no QASPER paper" + (f"; {bad[0].paper_id}: {bad[0].reason}" if bad else ""))
-    origin = hub_origin(settings.hub_id, revision, table, records)
-    return Corpus(list(map(paper_document, papers)), bad, origin)
+    return Corpus(documents, bad, hub_origin(settings.hub_id, revision, table, records))
 
 
 def official_record(row: Mapping[str, Any]) -> dict[str, Any]:

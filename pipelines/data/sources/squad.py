@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,19 +62,17 @@ def load(settings: SquadSource, split: Split, folder: Path) -> Corpus:
     """The passages, or parts of them, of a split; an article is held out as a whole."""
     own = split == "eval" and settings.eval_files
     paths = settings.eval_files if own else settings.train_files
-    corpus = read_files(paths, lambda path: _read(path, settings), EXPECTED)
+    corpus = read_files(paths, lambda path, bad: _read(path, settings, bad), EXPECTED)
     corpus = corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
     return asked_for_gaps(corpus, settings.gaps) if split == "train" or settings.texts == "others" else corpus
 
 
-def _read(path: Path, settings: SquadSource) -> tuple[list[Document], list[BadRecord]]:
+def _read(path: Path, settings: SquadSource, bad: list[BadRecord]) -> Iterator[Document]:
     content = read_json(path, f"expected {EXPECTED}")
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list):
         found = "an object without a list of 'data'" if isinstance(content, dict) else kind_of(content)
         raise StageError(f"{path}: the file holds {found}; expected {EXPECTED}")
-    documents: list[Document] = []
-    bad: list[BadRecord] = []
     for number, record in enumerate(articles):
         record, damaged = mended(record)
         try:
@@ -85,8 +84,7 @@ def _read(path: Path, settings: SquadSource) -> tuple[list[Document], list[BadRe
         if damaged:
             bad.append(BadRecord("characters", title, None, f"{damaged} lone surrogates, replaced by U+FFFD"))
         for place, passage in enumerate(article.paragraphs):
-            documents += _passage(f"{title}/{place}", title, passage, settings, bad)
-    return documents, bad
+            yield from _passage(f"{title}/{place}", title, passage, settings, bad)
 
 
 def _passage(passage_id: str, title: str, record: Any, settings: SquadSource, bad: list[BadRecord]) -> list[Document]:

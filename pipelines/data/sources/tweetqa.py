@@ -33,12 +33,11 @@ def load(settings: TweetqaSource, split: Split, folder: Path) -> Corpus:
     return asked_for_gaps(corpus, settings.gaps) if split == "train" else corpus
 
 
-def _read(path: Path) -> tuple[list[Document], list[BadRecord]]:
+def _read(path: Path, bad: list[BadRecord]) -> list[Document]:
     records = read_json(path, f"expected {EXPECTED}")
     if not isinstance(records, list):
         raise StageError(f"{path}: the file holds {kind_of(records)}; expected {EXPECTED}")
     tweets: dict[str, list[Exercise]] = {}
-    bad: list[BadRecord] = []
     for number, record in enumerate(records):
         record, damaged = mended(record)
         found = _exercise(record)
@@ -49,11 +48,10 @@ def _read(path: Path) -> tuple[list[Document], list[BadRecord]]:
             bad.append(BadRecord("question", qid, qid, found))
         else:
             tweets.setdefault(record["Tweet"].strip(), []).append(found)
-    documents = [
+    return [
         Document(exercises[0].question_id, [{"role": "user", "content": tweet}], exercises, "tweet")
         for tweet, exercises in tweets.items()
     ]
-    return documents, bad
 
 
 def _exercise(record: Any) -> Exercise | str:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.documents import Corpus, Document, Exercise, hold_out, make_ids_unique, with_system_prompt
+from pipelines.data.documents import Corpus, Document, Exercise, hold_out, with_system_prompt, with_unique_ids
+from pipelines.data.spool import Spool
 from pipelines.errors import StageError
 
 
@@ -14,7 +15,7 @@ def document(document_id="d", group="", questions=("q",), messages=({"role": "us
 
 
 def corpus(*documents):
-    return Corpus(list(documents), [], {"files": []})
+    return Corpus(Spool(documents), [], {"files": []})
 
 
 def ids(found):
@@ -46,8 +47,7 @@ def test_one_group_alone_cannot_be_held_out():
 
 
 def test_repeated_ids_are_renamed_and_noted():
-    found = corpus(document("d", questions=("q", "q")), document("d", questions=("q", "r")))
-    make_ids_unique(found)
+    found = with_unique_ids(corpus(document("d", questions=("q", "q")), document("d", questions=("q", "r"))))
     assert ids(found) == ["d", "d-2"] and found.renamed_documents == ["d-2"]
     asked = [exercise.question_id for document in found.documents for exercise in document.exercises]
     assert asked == ["q", "q-2", "q-3", "r"] and found.renamed_questions == ["q-2", "q-3"]
@@ -60,4 +60,4 @@ def test_a_system_message_is_written_and_read_unless_a_document_has_its_own():
     system = {"role": "system", "content": "Be brief."}
     assert first.messages == [system, *plain.messages] and first.exercises[0].prompt[0] == system
     assert second == with_own
-    assert with_system_prompt(corpus(plain), None).documents == [plain]
+    assert [*with_system_prompt(corpus(plain), None).documents] == [plain]

@@ -2,6 +2,7 @@
 
 from pipelines.data.documents import Corpus, Document, Exercise
 from pipelines.data.gaps import BLANK, asked_for_gaps
+from pipelines.data.spool import Spool
 
 TEXT = "In 1843 she met Bo of Lund. He was so kind. (Nobody remembered.) The end is at 7.30!"
 
@@ -9,7 +10,7 @@ TEXT = "In 1843 she met Bo of Lund. He was so kind. (Nobody remembered.) The end
 def corpus(*texts, exercises=()):
     documents = [Document(f"d{n}", [{"role": "user", "content": text}], list(exercises), "text")
                  for n, text in enumerate(texts)]  # fmt: skip
-    return Corpus(documents, [], {})
+    return Corpus(Spool(documents), [], {})
 
 
 def gaps(text, count=99):
@@ -36,6 +37,6 @@ def test_they_come_after_the_questions_and_a_text_without_either_is_left_out():
     asked = Exercise("q", [{"role": "user", "content": "Who?"}], ["Bo"], "extractive")
     (document,) = asked_for_gaps(corpus(TEXT, exercises=[asked]), 1).documents
     assert [e.question_id for e in document.exercises] == ["q", "d0/gap0"]
-    assert not asked_for_gaps(corpus("He was so kind."), 3).documents
+    assert not len(asked_for_gaps(corpus("He was so kind."), 3).documents)
     plain = corpus(TEXT)
     assert asked_for_gaps(plain, 0) is plain

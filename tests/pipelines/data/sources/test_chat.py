@@ -99,7 +99,7 @@ def test_every_format_gives_the_same_documents(load, tmp_path):
     parquet.write_table(pa.Table.from_pylist(typed), tmp_path / "chats.parquet")
     for name in ("chats.json", "chats.json.gz", "chats.parquet"):
         settings = ChatSource(kind="chat", train_files=[str(tmp_path / name)], eval_files=["unused"])
-        assert load_corpus(settings, "train", tmp_path).documents == lines.documents
+        assert list(load_corpus(settings, "train", tmp_path).documents) == list(lines.documents)
 
 
 def test_a_hub_data_set_gives_the_same_documents(load, tmp_path, monkeypatch):
@@ -108,10 +108,10 @@ def test_a_hub_data_set_gives_the_same_documents(load, tmp_path, monkeypatch):
     records = [chat(f"{n}", "b", "c", "d", id=f"c{n}") for n in range(10)]
     datasets.Dataset.from_list(records).to_parquet(tmp_path / "hub" / "train" / "0.parquet")
     settings = ChatSource(kind="chat", hub_id=str(tmp_path / "hub"), eval_share=0.2)
-    found = {split: load_corpus(settings, split, tmp_path).documents for split in ("train", "eval")}
+    found = {split: list(load_corpus(settings, split, tmp_path).documents) for split in ("train", "eval")}
     assert len(found["eval"]) == 2
     everything = sorted(found["train"] + found["eval"], key=lambda document: document.document_id)
-    assert everything == load(*records).documents
+    assert everything == list(load(*records).documents)
     with pytest.raises(StageError, match="can't be loaded from the Hub.*give the files .* as 'train_files'"):
         load_corpus(ChatSource(kind="chat", hub_id=str(tmp_path / "nothing")), "train", tmp_path)
 

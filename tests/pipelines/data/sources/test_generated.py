@@ -30,9 +30,10 @@ def test_a_conversation_tells_a_papers_facts_and_is_asked_its_questions(load):
 
 
 def test_the_same_settings_give_the_same_conversations_and_other_seeds_others(load):
-    assert load("conversation").documents == load("conversation").documents
-    assert load("conversation").documents != load("conversation", seed=1).documents
-    assert {d.document_id for d in load("conversation").documents}.isdisjoint(
+    conversations = list(load("conversation").documents)
+    assert conversations == list(load("conversation").documents)
+    assert conversations != list(load("conversation", seed=1).documents)
+    assert {d.document_id for d in conversations}.isdisjoint(
         d.document_id for d in load("conversation", "eval").documents
     )
 

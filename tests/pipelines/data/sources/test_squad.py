@@ -129,10 +129,11 @@ def test_a_question_without_an_answer_is_unanswerable_about_a_passage_and_lost_a
 def test_repeated_ids_and_half_characters_are_kept_and_named(load):
     text = TEXT.replace("why", "why \ud83d")
     corpus = load(article(asked("q", answer("Paris")), asked("q", answer("Bo")), text=text))
-    assert [e.question_id for e in corpus.documents[0].exercises] == ["q", "q-2"]
+    (document,) = corpus.documents
+    assert [e.question_id for e in document.exercises] == ["q", "q-2"]
     assert corpus.renamed_questions == ["q-2"]
     assert [(b.lost, b.paper_id) for b in corpus.bad_records] == [("characters", "Ada")]
-    corpus.documents[0].messages[0]["content"].encode()
+    document.messages[0]["content"].encode()
 
 
 def test_articles_are_held_out_whole_where_there_are_no_evaluation_files(load):
