@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vllm.config import VllmConfig
+from vllm.config import CompilationMode, VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.utils.torch_utils import direct_register_custom_op
@@ -37,6 +39,7 @@ class MemoryLayer(nn.Module, MambaBase):
         self.number, self.config, self.name = number, config, name
         self.register_buffer("in_proj", torch.zeros(4 * config.width, hidden), persistent=False)
         self.register_buffer("beta_bias", torch.zeros(config.width, dtype=torch.float32), persistent=False)
+        self.traced = vllm_config.compilation_config.mode != CompilationMode.NONE
         self.kv_cache = (torch.tensor([]),)
         self.states = torch.tensor([])
         self.reads: Tensor | None = None
@@ -46,7 +49,8 @@ class MemoryLayer(nn.Module, MambaBase):
         """x [tokens, hidden], the attention's input → reads [tokens, N·r] float32, scaled by α/r."""
         projected = F.linear(x, self.in_proj)
         reads = torch.empty(x.shape[0], self.config.width, dtype=torch.float32, device=x.device)
-        getattr(torch.ops.vllm, OPERATOR)(projected, reads, self.name)
+        run = getattr(torch.ops.vllm, OPERATOR) if self.traced else _memory
+        run(projected, reads, self.name)
         return reads
 
     def run(self, projected: Tensor, reads: Tensor, metadata: MemoryMetadata) -> None:
@@ -103,4 +107,14 @@ def _memory_traced(projected: Tensor, reads: Tensor, layer_name: str) -> None:
     return None
 
 
+def _hide_llvmlite() -> None:
+    """Let vLLM start engines where numba is loaded.
+
+    It looks at the ``__dict__`` of whatever any module holds, and llvmlite's library has a function for every name.
+    """
+    if (found := sys.modules.get("llvmlite.binding.ffi")) is not None:
+        found.lib._fntab.setdefault("__dict__", {})
+
+
+_hide_llvmlite()
 direct_register_custom_op(op_name=OPERATOR, op_func=_memory, mutates_args=["reads"], fake_impl=_memory_traced)

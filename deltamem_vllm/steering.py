@@ -111,14 +111,14 @@ def _steered(attention: nn.Module, memory: MemoryLayer) -> dict[str, _Steer]:
     packed = [heads[head] for head in "qkv" if head in heads]
 
     def enter(module: nn.Module, args: tuple, output: Any) -> Any:
-        memory.reads = memory(args[0])
+        memory.reads = memory.forward(args[0])
         for steer in packed:
-            steer(output[0], memory.reads)
+            steer.forward(output[0], memory.reads)
         return output
 
     def leave(module: nn.Module, args: tuple, output: Any) -> Any:
         if "o" in heads:
-            heads["o"](output[0], memory.reads)
+            heads["o"].forward(output[0], memory.reads)
         memory.reads = None
         return output
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 TINY = np.float32(1e-12)  # as F.normalize has it
 ONE = np.float32(1)
+ALL = np.empty(0, np.bool_)
+"""In place of a choice: every sequence is written."""
 
 
 @numba.njit("void(f4[::1], f4[::1])", cache=True, error_model="numpy")
@@ -40,7 +42,7 @@ def _step(projected, bias, pages, page, writes, reads):
                     read += state[i, j] * query[j]
                     predicted += state[i, j] * key[j]
                 reads[b, first + i] = read
-                if writes[b]:
+                if len(writes) == 0 or writes[b]:
                     at = first + i
                     beta = ONE / (ONE + np.exp(-(projected[b, 3 * width + at] + bias[at])))
                     correction = beta * (projected[b, 2 * width + at] - predicted)
@@ -51,9 +53,9 @@ def _step(projected, bias, pages, page, writes, reads):
 def numba_paged_step(
     projected: Tensor, beta_bias: Tensor, pages: Tensor, page: Tensor, writes: Tensor | None, reads: Tensor
 ) -> None:
-    """Same function as :func:`deltamem_kernels.paged.paged_step`, on a CPU; ``reads`` is contiguous."""
-    flags = np.ones(len(page), np.bool_) if writes is None else writes.numpy()
-    _step(
-        projected.float().contiguous().numpy(), beta_bias.float().numpy(), pages.numpy(), page.long().numpy(), flags,
-        reads.numpy(),
-    )  # fmt: skip
+    """Same function as :func:`deltamem_kernels.paged.paged_step`, on a CPU.
+
+    Here ``projected`` and ``reads`` are contiguous, ``page`` is int64 and ``beta_bias`` float32.
+    """
+    chosen = ALL if writes is None else writes.numpy()
+    _step(projected.float().numpy(), beta_bias.numpy(), pages.numpy(), page.numpy(), chosen, reads.numpy())
