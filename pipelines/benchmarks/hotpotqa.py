@@ -1,8 +1,8 @@
 """HotpotQA, development set, distractor setting (Yang et al. 2018, arXiv 1809.09600).
 
-Scores are those of the authors' ``hotpot_evaluate_v1.py``; under its protocol, those of δ-mem's public release. The
-instruction and the passages are worded as in that release's evaluation; each passage is a message of its own here, and
-the instruction follows them ("above", where the release has it in front and says "below").
+Scores are those of the authors' ``hotpot_evaluate_v1.py``; under its protocol, those of δ-mem's public release. Each
+passage is a message of its own. The question is put after them, in words of our own: the release asks for the same in
+front of them, in others.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pipelines.data.documents import BadRecord
 from pipelines.data.files import from_hub
 
 QUESTION = (
-    "Answer the question using only the passages above.\nReply with a short span or yes/no only.\n\n"
-    "Question: {}\nAnswer:"
+    "The passages above hold what is asked for. Give the answer alone, in as few words as they have for it, or say yes "
+    "or no.\n\nQuestion: {}\nAnswer:"
 )
 FORM = "a HotpotQA question"
 _CLOSED = {"yes", "no", "noanswer"}
