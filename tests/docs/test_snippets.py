@@ -68,8 +68,15 @@ def check_docker(words):
         CHECKS[name](rest)
 
 
+def check_sbatch(words):
+    script = next(i for i, word in enumerate(words) if word.endswith(".sh"))
+    assert Path(words[script]).is_file()
+    check_snakemake(words[script + 1 :])
+
+
 CHECKS = {
     "docker": check_docker,
+    "sbatch": check_sbatch,
     "make": check_make,
     "snakemake": check_snakemake,
     "python": check_python,

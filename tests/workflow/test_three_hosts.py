@@ -22,11 +22,13 @@ SETTINGS = {
     "RAY_AUTH_TOKEN": "of-no-other-cluster-than-this-one-0123456789",
     # otherwise that of the machine's name, which is none of the hosts'
     "GLOO_SOCKET_IFNAME": "eth0",
-    # a dead host is noticed in a few seconds rather than in a minute
+    # a dead host is noticed in a few seconds rather than in minutes
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
 }
 
 
@@ -127,3 +129,28 @@ def test_a_run_finishes_though_hosts_lose_their_power(cluster, small, tmp_path):
     logs = [path.read_text() for path in (results / "logs/evaluate").rglob("*.log")]
     assert len(logs) == 2 and any("the Ray cluster lost this job" in text for text in logs)
     assert (results / "report/index.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_whose_head_loses_its_power_ends_and_goes_on_with_another(cluster, small, tmp_path):
+    beside, _ = cluster.others
+    target = "results/tiny/adapters/tiny-random/tsw/seed42/training.json"
+    command, said = small.command("--workflow-profile", str(PROFILE), target), tmp_path / "snakemake.log"
+    run = cluster.run(beside, command, said)
+    until(lambda: len(rows(small)) >= 5, run, said)
+    before = rows(small)
+    cluster.head.loses_power()
+    assert run.wait() == 1
+    assert "1 job failed or did not finish:\n  train tiny-random tsw seed42" in said.read_text()
+    for host in cluster.others:
+        host.kill()
+    cluster.head.gets_power()
+    for host in (cluster.head, *cluster.others):
+        cluster.start_ray(host)
+    again = cluster.run(beside, command, said)
+    assert again.wait() == 0, said.read_text()
+    record = json.loads((tmp_path / target).read_text())
+    assert record["step"] == STEPS and record["workers"] == [{"count": 1, "from_step": 1}]
+    after = list(csv.DictReader((tmp_path / target).with_name("curve.csv").open()))
+    assert [row["seconds"] for row in after[:4]] == [row["seconds"] for row in before[:4]]  # were not taken again
