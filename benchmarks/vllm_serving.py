@@ -3,7 +3,8 @@
 How many tokens per second do 1, 8, 32 and 128 chats get together, and how long does each wait for its first? Asked of
 our server, of vLLM without a memory (its own server on the bare backbone), and of our server with vLLM as its engine,
 one after the other on the same machine. Each chat says one thing and is answered with so many tokens; all begin at
-once. Greedy, so that nobody spends time on drawing.
+once. Greedy, so that nobody spends time on drawing. The memory is read and written at strength 0, so that all servers
+say the same: an adapter that answers in a word would be compared by replies of one token.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ def main(
 def _rows(base, adapter, vllm_python, servers, chats, tokens, compiled, dtype, device):
     for name in servers:
         with _running(name, base, adapter, vllm_python, max(chats), compiled, dtype, device) as url:
-            _talk(url, 2, tokens)  # what the first requests alone pay
+            more = {} if name == "vllm without memory" else {"strength": 0}
+            _talk(url, 2, tokens, more)  # what the first requests alone pay
             for count in chats:
-                yield {"server": name, "chats": count, **_talk(url, count, tokens)}
+                yield {"server": name, "chats": count, **_talk(url, count, tokens, more)}
 
 
 def _command(name, base, adapter, vllm_python, most, compiled, dtype, device, port, store) -> list[str]:
@@ -102,11 +104,11 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _talk(url: str, count: int, tokens: int) -> dict[str, Any]:
+def _talk(url: str, count: int, tokens: int, more: dict[str, Any]) -> dict[str, Any]:
     """One round of chats, all begun together."""
     ready = threading.Barrier(count + 1)
     with ThreadPoolExecutor(count) as pool, httpx.Client(timeout=None, limits=httpx.Limits()) as client:
-        chats = [pool.submit(_chat, client, url, number, tokens, ready) for number in range(count)]
+        chats = [pool.submit(_chat, client, url, number, tokens, more, ready) for number in range(count)]
         ready.wait()
         began = time.perf_counter()
         told = [chat.result() for chat in chats]
@@ -121,11 +123,11 @@ def _talk(url: str, count: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def _chat(client: httpx.Client, url: str, number: int, tokens: int, ready: threading.Barrier):
+def _chat(client: httpx.Client, url: str, number: int, tokens: int, more: dict[str, Any], ready: threading.Barrier):
     """(time of the first token, of the last, tokens)."""
     text = STORY.format(NAMES[number % len(NAMES)], number)
     body = {"model": "model", "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
-    body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}, **more}
     ready.wait()
     first = last = total = 0
     with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
