@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -82,10 +86,21 @@ def start(
             max_model_len=runtime.window + 1,
             **{"disable_log_stats": True, **settings},
         )
-        engine = AsyncLLM.from_engine_args(arguments)
+        with _ending_cleanly():
+            engine = AsyncLLM.from_engine_args(arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DeltaMemError(f"vLLM can't start: {error}") from error
     return runtime, partial(_scheduler, engine)
+
+
+@contextmanager
+def _ending_cleanly() -> Generator[None]:
+    """Inside, SIGTERM is an exception, on which vLLM ends the processes that it has begun; else they would stay."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _scheduler(engine: AsyncLLM, metrics: Metrics, together: int, waiting: int) -> EngineScheduler:

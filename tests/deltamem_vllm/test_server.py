@@ -43,15 +43,20 @@ def hashed(session):
     return hashlib.sha256(session.encode()).hexdigest()
 
 
+def serve(folder, store, port):
+    """The command's words."""
+    command = [sys.executable, "-c", "from deltamem.cli import main; main()", "serve", "--engine", "vllm"]
+    command += ["--base", str(folder / "base"), "--adapter", str(folder / "tiny"), "--store", str(store)]
+    return [*command, "--port", str(port), "--engine-settings", json.dumps(SETTINGS)]
+
+
 class Server:
     """The command in a process of its own."""
 
     def __init__(self, folder, store, *options):
-        self.store, self.port = store, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [sys.executable, "-c", "from deltamem.cli import main; main()", "serve", "--engine", "vllm"]
-        self.command += ["--base", str(folder / "base"), "--adapter", str(folder / "tiny"), "--store", str(store)]
-        self.command += ["--port", str(self.port), "--engine-settings", json.dumps(SETTINGS), *options]
+        port = free_port()
+        self.store, self.url = store, f"http://127.0.0.1:{port}"
+        self.command = [*serve(folder, store, port), *options]
         self.start()
 
     def start(self):
@@ -283,6 +288,18 @@ def test_a_hundred_interleaved_sessions_never_see_each_other(server, runtime):
         state = server.kept(f"s{number}", runtime)
         check_own_memory(runtime, state, number, turns=2)
         assert state.messages[-1]["content"] == replies[number].choices[0].message.content
+
+
+def test_a_server_that_is_told_to_end_while_it_starts_leaves_no_process(folder, tmp_path):
+    """All its processes have its output open, which so ends with the last of them."""
+    environment = {**os.environ, **ENVIRONMENT, "VLLM_LOGGING_LEVEL": "INFO"}
+    command = serve(folder, tmp_path / "sessions", free_port())
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as starting:
+        while "EngineCore" not in (line := starting.stdout.readline()):
+            assert line, "the server ended"
+        starting.terminate()
+        starting.stdout.read()
+    assert starting.returncode == 128 + signal.SIGTERM
 
 
 def test_nothing_acknowledged_is_lost_by_kill_9(server, runtime):
