@@ -86,12 +86,12 @@ def _start_here(cpus: int) -> None:
             )
             return
         except Exception as error:  # of no kind of its own
-            if "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
+            ray.shutdown()  # which doesn't know what a start that failed has left running
             for started in set(psutil.Process().children(recursive=True)) - before:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     started.kill()
+            if "timed out during startup" not in str(error):
+                raise
             if not left:
                 raise StageError(
                     f"Ray didn't start on this machine in {_TRIES_TO_START} tries; is it short of memory, or of "
