@@ -26,7 +26,7 @@ def for_training() -> None:
 def for_registry() -> None:
     """MLflow's."""
     _default("MLFLOW_DISABLE_TELEMETRY", "true")
-    _default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # a store that is down is said to be within seconds
+    _default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")  # a store that is away is waited for a minute, not for four
 
 
 def _default(name: str, value: str) -> None:

@@ -70,7 +70,8 @@ def test_a_server_that_refuses_the_password_is_named(server, finished_run):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_for_a_while_is_waited_for(known, finished_run, tmp_path):
+def test_a_server_that_is_away_for_a_while_is_waited_for(known, finished_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")  # minutes: a slow machine starts a server slowly
     folder, port = tmp_path / "server", free_port()
     folder.mkdir()
     run = finished_run(strategies=["tsw"], register={"tracking_uri": f"http://127.0.0.1:{port}"})
