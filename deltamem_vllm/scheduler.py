@@ -20,7 +20,8 @@ from deltamem_vllm.turn import EngineTurn
 
 LOOK_SECONDS = 0.2
 """How often it is looked whether a client has left."""
-MEMORY_SECONDS = 60.0
+MEMORY_SECONDS = 600.0
+"""After which a memory that hasn't come never will; an engine whose cores are taken by others steps slowly."""
 
 
 class EngineScheduler:
@@ -126,9 +127,11 @@ class EngineScheduler:
 
     async def _memory(self, key: str) -> bytes:
         """The memory kept under a key: the worker has it in the step after the last."""
+        pause = 0.001  # and longer each time: many askers would keep the engine from the steps between which it answers
         async with asyncio.timeout(MEMORY_SECONDS):
             while True:
                 found = await self.llm.collective_rpc("take_memory", args=(key,))
                 if found[0] is not None:
                     return found[0]
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LOOK_SECONDS)
