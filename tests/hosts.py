@@ -74,8 +74,10 @@ class Host:
         found = []
         for pid in listed.stdout.split():
             with contextlib.suppress(psutil.NoSuchProcess):
-                found.append(psutil.Process(int(pid)))
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+                process = psutil.Process(int(pid))
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
 
 def _ip(command: str) -> None:
