@@ -59,6 +59,7 @@ class Host:
 
     def remove(self) -> None:
         self.kill()
+        _ip(f"link del {self._wire}")  # with its namespace it would go later, and keep the next host from its name
         _ip(f"netns del {self.name}")
 
     def kill(self) -> None:
