@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLE = re.compile(r"\b(?:an?|the)\b")
+ARTICLE = re.compile(r"\b(?:an?|the)\b")
 
 
 def answer_tokens(text: str) -> list[str]:
     """Tokens to compare: lower case, without ASCII punctuation and English articles, cut at white space."""
-    return _ARTICLE.sub(" ", text.lower().translate(_DROP_PUNCTUATION)).split()
+    return ARTICLE.sub(" ", text.lower().translate(_DROP_PUNCTUATION)).split()
 
 
 def token_f1(prediction: str, reference: str) -> float:
@@ -26,7 +26,11 @@ def token_f1(prediction: str, reference: str) -> float:
 
     Nothing in common is 0, also when both are empty after normalisation, as in QASPER's evaluator.
     """
-    predicted, expected = answer_tokens(prediction), answer_tokens(reference)
+    return bag_f1(answer_tokens(prediction), answer_tokens(reference))
+
+
+def bag_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of two bags of tokens, in [0, 1]; 0 where they have nothing in common."""
     common = (Counter(predicted) & Counter(expected)).total()
     return 2 * common / (len(predicted) + len(expected)) if common else 0.0
 

@@ -7,16 +7,16 @@ first line counts.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 
-_ARTICLE = re.compile(r"\b(?:an?|the)\b")
+from pipelines.benchmarks.answer_f1 import ARTICLE, bag_f1
+
 _MARK = re.compile(r"[^\w\s]")
 
 
 def words(text: str) -> list[str]:
     """Words to compare: lower case, without English articles, cut at white space and punctuation."""
-    return _MARK.sub(" ", _ARTICLE.sub(" ", text.lower())).split()
+    return _MARK.sub(" ", ARTICLE.sub(" ", text.lower())).split()
 
 
 def first_line(text: str) -> str:
@@ -32,9 +32,7 @@ def exact_match(prediction: str, reference: str) -> float:
 def f1(prediction: str, reference: str) -> float:
     """F1 of words, in [0, 1]; 1 where neither has any."""
     predicted, expected = words(prediction), words(reference)
-    if not predicted or not expected:
-        return float(predicted == expected)
-    return 2 * (Counter(predicted) & Counter(expected)).total() / (len(predicted) + len(expected))
+    return bag_f1(predicted, expected) if predicted or expected else 1.0
 
 
 def best_f1(prediction: str, references: Sequence[str]) -> float:

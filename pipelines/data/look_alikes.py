@@ -7,6 +7,7 @@ was told (docs/remember.md, runs 6 and 7).
 from __future__ import annotations
 
 import random
+import re
 import string
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -16,9 +17,8 @@ from pipelines.data.draw import pick
 _ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr gr kr pl sh st th tr".split()
 _VOWELS = "a e i o u ai ea io ou".split()
 _CLOSES = ["", "n", "r", "s", "l", "x", "m", "ck"]
-_MONTHS = (
-    "January February March April May June July August September October November December".split()
-)  # fmt: skip
+_MONTHS = "January February March April May June July August September October November December".split()
+_ARTICLE = re.compile(r"^(?:an?|the)\s+")
 _LEADING = {"a", "an", "the", "in", "on", "under", "behind", "at"}
 """Words that a value keeps: a dentist becomes a plumber, and not plumber."""
 
@@ -34,9 +34,7 @@ class Words(NamedTuple):
         """Those among short answers: names of one or two capitalised words, and other words without their article."""
         short = sorted({a for a in answers if len(a) > 2 and len(a.split()) <= 3 and _is_plain(a)})
         names = [a for a in short if len(a.split()) <= 2 and all(word[0].isupper() for word in a.split())]
-        small = [a.split(maxsplit=1) for a in short if a[0].islower()]
-        return cls(names, [" ".join(words[1:] if words[0] in ("a", "an", "the") and words[1:] else words)
-                           for words in small])  # fmt: skip
+        return cls(names, [_ARTICLE.sub("", a) for a in short if a[0].islower()])
 
 
 MADE_UP = Words()

@@ -13,11 +13,6 @@ WORDS = Words(names=["Kofi Annan", "Zanzibar"], others=["quokka", "coal mine"])
 VALUES = sorted({value for kind in _texts()["kinds"].values() for value in _pool(kind["pool"])[:40]})
 
 
-def shape(value):
-    """Digits and capitals; a word's length may differ."""
-    return [("9" if part.isdigit() else "A" if part[0].isupper() else "a") for part in value.split()]
-
-
 @given(st.sampled_from(VALUES), st.integers(0, 2**32), st.sampled_from([WORDS, Words()]))
 def test_they_have_the_form_of_the_value(value, seed, words):
     new = look_alike(random.Random(seed), value, words)
