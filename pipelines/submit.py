@@ -37,7 +37,7 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 def submit(client: JobSubmissionClient, configfile: Path, options: list[str]) -> str:
     """Submits the run and returns the job's id; a run that is a job already gets no second one.
 
-    Raises StageError when the configuration is wrong.
+    Raises StageError when the configuration is wrong, or when the cluster takes no jobs.
     """
     load_config(configfile)
     command = [sys.executable, "-m", "snakemake", *options, "--configfile", str(configfile.resolve())]
@@ -56,9 +56,15 @@ def submit(client: JobSubmissionClient, configfile: Path, options: list[str]) ->
         except RuntimeError as error:
             if f"{job_id} already exists" in str(error):
                 return job_id
-            # a head that has only just started answers before it can take jobs
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if "No available agent" not in str(error):
                 raise
+            # a head that has only just started answers before it can take jobs
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"the Ray cluster answers, but its head has taken no job for {AGENT_SECONDS} s. Ray's "
+                    "dashboard_agent.log there says why: where another Ray runs on that machine, its port is "
+                    "taken, and `ray start --head --dashboard-agent-listen-port=0` finds a free one."
+                ) from error
             time.sleep(2)
 
 

@@ -36,6 +36,7 @@ def ray_head(*options: str, **environment: str) -> Iterator[Head]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options]
     command += [f"--port={port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += [f"--dashboard-port={jobs}", f"--temp-dir={folder}", "--object-store-memory=80000000"]
+    command += ["--dashboard-agent-listen-port=0"]  # by default one port a machine: a second Ray would take no jobs
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
