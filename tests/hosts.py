@@ -1,10 +1,10 @@
-"""Hosts on one machine: network namespaces with an address each, joined by a bridge, that share all folders but one."""
+"""Hosts on one machine: namespaces with processes and an address of their own, joined by a bridge, that share all
+folders but one."""
 
 import contextlib
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 
 class Host:
-    """A network namespace. What is started in it sees this host's address and the others' alone.
+    """What is started in it sees this host's address and the others', and no processes but this host's.
 
     Attributes:
         own: a folder of which every host sees one of its own.
@@ -26,59 +26,64 @@ class Host:
         self._wire = f"{bridge}w{number}"
         _ip(f"netns add {self.name}")
         _ip(f"link add {self._wire} type veth peer name eth0 netns {self.name}")
-        _ip(f"link set {self._wire} master {bridge} up")
+        _ip(f"link set {self._wire} master {bridge}")
         _ip(f"-n {self.name} addr add {self.address}/24 dev eth0")
         _ip(f"-n {self.name} link set eth0 up")
         _ip(f"-n {self.name} link set lo up")
+        self.gets_power()
+
+    def gets_power(self) -> None:
+        """Starts it, with nothing that ran on it before."""
+        _ip(f"link set {self._wire} up")
+        # whose mounts nobody else sees; with its first process, which reaps what others leave, all of them end
+        first = 'set -e; mount --bind "$0" "$1"; echo up; sleep infinity & wait'
+        self._power = subprocess.Popen(
+            ["ip", "netns", "exec", self.name, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
+             "sh", "-c", first, str(self._mounted), str(self.own)],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._power.stdout is not None
+        with self._power.stdout as said:
+            assert said.readline() == "up\n", f"{self.name} didn't start"
+        (self._first,) = psutil.Process(self._power.pid).children()
 
     def start(self, command: list[str], log: Path, **environment: str) -> subprocess.Popen:
         """Starts a program here; what it says goes to the end of a file."""
         with log.open("a") as said:
             return subprocess.Popen(
-                # whose mounts nobody else sees
-                ["ip", "netns", "exec", self.name, "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"',
-                 str(self._mounted), str(self.own), *command],
-                env={**os.environ, **environment}, cwd=log.parent, stdout=said, stderr=subprocess.STDOUT,
+                ["nsenter", f"--target={self._first.pid}", "--mount", "--net", "--pid", "--wdns=" + str(log.parent),
+                 "--", *command],
+                env={**os.environ, **environment}, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
     def loses_power(self) -> None:
         """Ends everything here at once; the others aren't told, not even by the end of a connection."""
         _ip(f"link set {self._wire} down")
-        self.kill()
+        self._end()
 
-    def gets_power(self) -> None:
-        _ip(f"link set {self._wire} up")
+    def starts_anew(self) -> None:
+        self.loses_power()
+        self.gets_power()
 
     def runs(self, module: str) -> bool:
         """Whether a `python -m MODULE` is running here."""
-        for process in self._processes():
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
+        for pid in listed.stdout.split():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.cmdline()[1:3] == ["-m", module]:
+                if psutil.Process(int(pid)).cmdline()[1:3] == ["-m", module]:
                     return True
         return False
 
     def remove(self) -> None:
-        self.kill()
+        self._end()
         _ip(f"link del {self._wire}")  # with its namespace it would go later, and keep the next host from its name
         _ip(f"netns del {self.name}")
 
-    def kill(self) -> None:
-        """Ends everything here."""
-        while left := self._processes():  # until none has had the time to start another
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            time.sleep(0.05)
-
-    def _processes(self) -> list[psutil.Process]:
-        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
-        found = []
-        for pid in listed.stdout.split():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(int(pid))
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+    def _end(self) -> None:
+        self._power.kill()
+        self._power.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._first.wait()  # until the kernel has ended all others
 
 
 def _ip(command: str) -> None:

@@ -50,7 +50,7 @@ class Cluster:
         words += ["--include-dashboard=false"] if host is self.head else ["--num-cpus=1"]
         log = self.folder / f"ray-{host.name}.log"
         while not self._started(host, [sys.executable, "-m", "ray.scripts.scripts", *words], log):
-            host.kill()
+            host.starts_anew()
 
     def _started(self, host: Host, command: list[str], log: Path) -> bool:
         """Whether Ray came up in the time that it gives itself, which is too short where many run."""
@@ -143,9 +143,9 @@ def test_a_run_whose_head_loses_its_power_ends_and_goes_on_with_another(cluster,
     cluster.head.loses_power()
     assert run.wait() == 1
     assert "1 job failed or did not finish:\n  train tiny-random tsw seed42" in said.read_text()
-    for host in cluster.others:
-        host.kill()
     cluster.head.gets_power()
+    for host in cluster.others:
+        host.starts_anew()
     for host in (cluster.head, *cluster.others):
         cluster.start_ray(host)
     again = cluster.run(beside, command, said)
