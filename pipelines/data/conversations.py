@@ -70,9 +70,9 @@ def conversations(
         words: to draw those values from, besides made-up ones.
 
     Yields:
-        ``{"messages": [{"role", "content"}, …], "facts": [{"kind", "value", "question", "answer"}, …], "unknown":
-        {"question", "answer"}}``: turns of a user's message and a reply each; what is asked of each fact, in the order
-        they were told, and a question for something that was not told.
+        ``{"messages": [{"role", "content"}, …], "facts": [{"kind", "value", "question", "answer", "told_in"}, …],
+        "unknown": {"question", "answer"}}``: turns of a user's message and a reply each; what is asked of each fact, in
+        the order they were told, and which of the messages tells it; a question for something that was not told.
     """
     for number in range(count):
         rng = random.Random(f"{seed}/{split}/{number}")
@@ -80,9 +80,10 @@ def conversations(
         draw = _Draw(rng, split, new_values, words)
         told = draw.facts(pick(rng, range(fewest, most + 1)) + 1)
         unknown = told.pop()
+        messages, places = _messages(rng, split, told, turns_after)
         yield {
-            "messages": _messages(rng, split, told, turns_after),
-            "facts": [fact.as_dict() for fact in told],
+            "messages": messages,
+            "facts": [fact.as_dict() | {"told_in": place} for fact, place in zip(told, places, strict=True)],
             "unknown": {"question": unknown.question, "answer": pick(rng, _texts()["unknown"])},
         }
 
@@ -98,18 +99,24 @@ def values(pool: str, split: Split) -> list[str]:
     return [value for value in _pool(pool) if _is_held_out(value) == (split == "eval")]
 
 
-def _messages(rng: random.Random, split: Split, facts: Sequence[Fact], turns_after: int) -> list[Message]:
+def _messages(
+    rng: random.Random, split: Split, facts: Sequence[Fact], turns_after: int
+) -> tuple[list[Message], list[int]]:
+    """The messages of a conversation, and the place among them of the one that tells each fact."""
     ordinary = itertools.cycle(shuffled(rng, ordinary_turns(split)))
     turns: list[tuple[str, str]] = []
+    places: list[int] = []
     waiting = list(facts)
     while waiting:
         while rng.random() < 0.3:
             turns.append(next(ordinary))
         together, waiting = (waiting[:2], waiting[2:]) if rng.random() < 0.2 else (waiting[:1], waiting[1:])
+        places += [2 * len(turns)] * len(together)
         turns.append((" ".join(fact.told for fact in together), together[-1].reply))
     turns += itertools.islice(ordinary, turns_after)
     roles = ("user", "assistant")
-    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+    return messages, places
 
 
 class _Draw(NamedTuple):

@@ -52,15 +52,11 @@ def _words(settings: ConversationsSource, folder: Path) -> Words:
 
 def _reply(document_id: str, conversation: dict[str, Any], seed: int) -> Document | None:
     """One of the turns after the first that tell something, with those before it written; None if there is none."""
-    messages, told = conversation["messages"], [fact["value"].lower() for fact in conversation["facts"]]
-    telling = [
-        place
-        for place in range(2, len(messages), 2)
-        if any(value in messages[place]["content"].lower() for value in told)
-    ]
+    telling = sorted({fact["told_in"] for fact in conversation["facts"]} - {0})
     if not telling:
         return None
     place = pick(random.Random(f"{seed}/{document_id}"), telling)
+    messages = conversation["messages"]
     said, reply = messages[place : place + 2]
     exercise = Exercise(document_id, [said], [reply["content"]], "reply")
     return Document(document_id, messages[:place], [exercise], "conversation", drop_first="oldest")

@@ -32,6 +32,16 @@ def test_turns_are_a_user_s_message_and_a_reply(many):
         assert roles == ["user", "assistant"] * (len(roles) // 2)
 
 
+def test_every_turn_tells_a_fact_that_names_it_or_is_an_ordinary_one(many):
+    for conversation in many:
+        telling = {fact["told_in"] for fact in conversation["facts"]}
+        for fact in conversation["facts"]:
+            assert fact["value"].lower() in conversation["messages"][fact["told_in"]]["content"].lower()
+        others = [text for turn, text in enumerate(said(conversation)) if 2 * turn not in telling]
+        assert len(others) + len(telling) == len(said(conversation))
+        assert set(others) <= {text for split in ("train", "eval") for text, _ in ordinary_turns(split)}
+
+
 def test_questions_of_a_conversation_have_different_answers(many):
     for conversation in many:
         found = [fact["value"] for fact in conversation["facts"]]

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from pipelines.config.data import ConversationsSource
+from pipelines.data.conversations import ordinary_turns
 from pipelines.data.sources import load_corpus
 
 
@@ -16,6 +17,20 @@ def load(tmp_path):
         return load_corpus(ConversationsSource(kind="conversations", **keys), split, tmp_path)
 
     return load
+
+
+@pytest.fixture
+def answers_in_squad(tmp_path):
+    """A file in SQuAD's form whose questions have these answers."""
+
+    def write(*answers):
+        text = " ".join(answers)
+        asked = [{"id": a, "question": "?", "answers": [{"text": a, "answer_start": text.index(a)}]} for a in answers]
+        file = tmp_path / "squad.json"
+        file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [{"context": text, "qas": asked}]}]}))
+        return [str(file)]
+
+    return write
 
 
 def test_a_question_is_read_without_the_turns_that_told_it(load):
@@ -55,15 +70,22 @@ def test_replies_are_learnt_with_the_turns_before_them_written(load):
         assert messages[: len(document.messages) + 2] == document.messages + turn and document.messages
 
 
-def test_new_values_are_told_and_asked_for_in_training_alone(load, tmp_path):
-    answers = ["Zanzibar", "a quokka", "Loch Ness"]
-    text = " ".join(answers)
-    asked = [{"id": a, "question": "Which?", "answers": [{"text": a, "answer_start": text.index(a)}]} for a in answers]
-    file = tmp_path / "squad.json"
-    file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [{"context": text, "qas": asked}]}]}))
+def test_replies_to_small_talk_that_has_a_value_in_it_are_not_learnt(load, answers_in_squad):
+    common = answers_in_squad("Meeting", "Traffic", "Phone", "Coffee", "Report", "Tired")
+    documents = load(train_conversations=300, new_values=1.0, reply_share=1.0, word_files=common).documents
+    ordinary = {said for said, _ in ordinary_turns("train")}
+    replies = [e for d in documents for e in d.exercises if e.kind == "reply"]
+    assert len(replies) > 100 and not [e for e in replies if e.prompt[0]["content"] in ordinary]
+    talked = [" ".join(m["content"] for m in d.messages if m["content"] in ordinary).lower() for d in documents]
+    told = [[e.references[1].lower() for e in d.exercises if e.kind == "told"] for d in documents]
+    assert any(value in talk for talk, values in zip(talked, told, strict=True) for value in values)
+
+
+def test_new_values_are_told_and_asked_for_in_training_alone(load, answers_in_squad):
+    files = answers_in_squad("Zanzibar", "a quokka", "Loch Ness")
 
     def told(split, **settings):
-        documents = load(split, train_conversations=200, word_files=[str(file)], **settings).documents
+        documents = load(split, train_conversations=200, word_files=files, **settings).documents
         return [(d, e) for d in documents for e in d.exercises if e.kind == "told"]
 
     for document, exercise in told("train", new_values=1.0):
