@@ -45,7 +45,9 @@ class DeltaMemConfig:
     beta_bias_init: float = _described(-1.5, "Initial bias b of the write gate β = sigmoid(W x + b).")
     online_gain: float = _described(0.05, "Length of each steering column at initialisation.")
     output_init: Literal["base_slice", "zero", "random"] = _described(
-        "base_slice", "Steering columns start from the backbone's own projection, from zero, or at random."
+        "base_slice",
+        "Steering columns start from the backbone's own projection (its first columns, as many as the rank; the public "
+        "release's scripts take 8 whatever the rank), from zero, or at random.",
     )
     base_model_name_or_path: str | None = _described(None, "The backbone that the adapter was made for.")
     revision: str | None = _described(None, "The backbone's revision.")

@@ -54,21 +54,24 @@ def test_config_defaults_round_trip_and_unknown_keys():
         DeltaMemConfig.from_dict({"stratgy": "tsw"})
 
 
-@pytest.mark.parametrize("init", ["base_slice", "zero", "random"])
-def test_steering_starts_as_the_paper_says(tiny_model, init):
+@pytest.mark.parametrize(
+    ("init", "rank"), [("base_slice", 4), ("base_slice", 8), ("base_slice", 16), ("zero", 4), ("random", 4)]
+)
+def test_steering_starts_as_the_paper_says(tiny_model, init, rank):
     base = tiny_model("qwen3")
-    model = get_delta_mem_model(base, DeltaMemConfig(strategy="msw", rank=4, output_init=init))
+    model = get_delta_mem_model(base, DeltaMemConfig(strategy="msw", rank=rank, output_init=init))
     weight = base.model.layers[1].self_attn.o_proj.weight
     steer = model.memory_layers["1"].steer["o"]
     if init == "base_slice":
-        torch.testing.assert_close(steer[:, :4], 0.05 * nn.functional.normalize(weight[:, :4], dim=0))
-        assert not steer[:, 4:].any()
+        # as many columns as the rank; the release's scripts take 8 whatever it is: the same at the paper's rank
+        torch.testing.assert_close(steer[:, :rank], 0.05 * nn.functional.normalize(weight[:, :rank], dim=0))
+        assert not steer[:, rank:].any()
     elif init == "zero":
         assert not steer.any()
     else:
-        torch.testing.assert_close(steer.norm(dim=0), torch.full((16,), 0.05))
-    layer = model.memory_layers["1"]
-    assert not layer.in_proj[48:].any() and (layer.beta_bias == -1.5).all() and layer.in_proj[:48].all()
+        torch.testing.assert_close(steer.norm(dim=0), torch.full((4 * rank,), 0.05))
+    layer, inputs = model.memory_layers["1"], 3 * 4 * rank
+    assert not layer.in_proj[inputs:].any() and layer.in_proj[:inputs].all() and (layer.beta_bias == -1.5).all()
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

@@ -105,6 +105,9 @@ def test_the_papers_recipe_in_its_authors_way():
     protocols = {name: getattr(entry, "protocol", None) for name, entry in config.benchmarks.items()}
     assert protocols == {name: None if name == "qasper" else "release" for name in config.benchmarks}
     assert [name for name, entry in config.benchmarks.items() if getattr(entry, "draws", False)] == ["locomo"]
+    adapters = [adapter_config(entry.adapter, 3) for entry in config.strategies.values() if entry.kind == "delta"]
+    starts = {(adapter.rank, adapter.output_init) for adapter in adapters}
+    assert starts == {(8, "base_slice")}, "at rank 8 the release's scripts start from the same columns"
     assert adapter_config(config.strategies["ssw"].adapter, 3).segment_rule == "release_message"
     assert config.data.sources["release"].hub_id == "huaXiaKyrie/delta-mem-qasper-data"
     assert config.data.weights["qasper"] == 0 and config.data.sources["qasper"].form == "release"
