@@ -25,7 +25,7 @@ from pipelines.data.shards import open_episodes, write_manifest
 from pipelines.data.sources import load_corpus
 from pipelines.errors import StageError, run_stage
 from pipelines.run import parts
-from pipelines.run.files import check_free_space, replacing
+from pipelines.run.files import check_free_space, read_record, replacing, run_first
 from pipelines.run.layout import Layout
 from pipelines.run.provenance import provenance
 
@@ -55,7 +55,7 @@ def preprocess(config: Config, backbone: str) -> None:
     for split in ("train", "eval"):
         folder = layout.data(backbone, split)
         with replacing(folder) as partial:
-            corpora = _load(config, split, partial)
+            corpora = _load(config, backbone, split, partial)
             needed = sum(estimated_bytes(corpus.documents, config.data, split) for corpus in corpora.values())
             check_free_space(partial, needed)
             manifest: dict[str, Any] = {"backbone": backbone, "tokenizer": tokenizer_digest(tokenizer)}
@@ -71,11 +71,14 @@ def preprocess(config: Config, backbone: str) -> None:
         _summarise(folder, manifest)
 
 
-def _load(config: Config, split: Split, folder: Path) -> dict[str, Corpus]:
+def _load(config: Config, backbone: str, split: Split, folder: Path) -> dict[str, Corpus]:
     """The documents of every source, by its name."""
-    corpora = {}
+    corpora, layout = {}, Layout(config)
     for name, settings in config.data.named_sources.items():
         try:
+            if settings.kind == "replies":
+                read_record(layout.replies_record(backbone, name), run_first("replies"))
+                settings = settings.as_chat(layout.replies(backbone, name))
             corpora[name] = load_corpus(settings, split, folder if config.data.source else folder / name)
         except StageError as error:
             if config.data.source:

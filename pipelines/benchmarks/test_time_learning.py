@@ -122,16 +122,17 @@ def _endless(examples: list[Example], draw: random.Random) -> Iterator[Example]:
 
 def _read(settings: TtlSettings, bad: list[BadRecord]) -> tuple[list[Example], list[Example]]:
     if settings.dataset == "clinc150":
-        return _read_clinc150(settings.train_file, bad)
+        return read_clinc150(settings.train_file, bad)
     if settings.test_file is None:
         raise StageError(f"{settings.dataset}: test_file is missing; only clinc150 has all in one file.")
     if settings.dataset == "banking77":
-        return _read_banking77(settings.train_file, bad), _read_banking77(settings.test_file, bad)
+        return read_banking77(settings.train_file, bad), read_banking77(settings.test_file, bad)
     fine = settings.dataset == "trec_fine"
-    return _read_trec(settings.train_file, fine, bad), _read_trec(settings.test_file, fine, bad)
+    return read_trec(settings.train_file, fine, bad), read_trec(settings.test_file, fine, bad)
 
 
-def _read_banking77(path: str, bad: list[BadRecord]) -> list[Example]:
+def read_banking77(path: str, bad: list[BadRecord]) -> list[Example]:
+    """The texts of one of Banking77's files. Raises StageError where it isn't one."""
     rows = csv.DictReader(text_of(path, DOWNLOAD).splitlines(keepends=True))
     if not {"text", "category"} <= set(rows.fieldnames or ()):
         raise StageError(f"{path}: not banking77's CSV file with the columns text and category. {AS_PUBLISHED}")
@@ -142,7 +143,8 @@ def _read_banking77(path: str, bad: list[BadRecord]) -> list[Example]:
     return list(usable(rows, make, f"{path}, row", "a labelled text of banking77", bad))
 
 
-def _read_clinc150(path: str, bad: list[BadRecord]) -> tuple[list[Example], list[Example]]:
+def read_clinc150(path: str, bad: list[BadRecord]) -> tuple[list[Example], list[Example]]:
+    """CLINC150's texts to train on, and those to validate on. Raises StageError where the file isn't its."""
     splits = read_json(path, DOWNLOAD)
     names = ("train", "oos_train", "val", "oos_val")
     if not isinstance(splits, dict) or not all(isinstance(splits.get(name), list) for name in names):
@@ -159,7 +161,13 @@ def _read_clinc150(path: str, bad: list[BadRecord]) -> tuple[list[Example], list
     return train, test
 
 
-def _read_trec(path: str, fine: bool, bad: list[BadRecord]) -> list[Example]:
+def read_trec(path: str, fine: bool, bad: list[BadRecord]) -> list[Example]:
+    """The questions of one of TREC's files. Raises StageError where it isn't one.
+
+    Args:
+        fine: under their fine labels, of which there are fifty.
+    """
+
     def make(number: int, line: str) -> Example:
         label, said = line.split(maxsplit=1)
         if fine and ":" not in label:

@@ -6,6 +6,7 @@ per source.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -182,8 +183,45 @@ class ConversationsSource(_Source):
     seed: int = Field(0, description="of what is drawn")
 
 
+class AskedFile(Section):
+    """A file of what people say to a model."""
+
+    file: str = Field(description="the file as its authors publish it")
+    form: Literal["chat", "banking77", "clinc150", "trec", "tweetqa"] = Field(
+        "chat",
+        description="what it is: chats in the form of kind chat, of which the user's messages are taken; the CSV of "
+        "Banking77, the JSON of CLINC150 (its training texts), the labelled questions of TREC, the tweets of TweetQA",
+    )
+
+
+class RepliesSource(_Source):
+    """Ordinary turns with the frozen backbone's own replies as targets, after a conversation that tells facts.
+
+    The stage ``replies`` asks for them, and leaves chats that the kind ``chat`` reads, one by one.
+    """
+
+    kind: Literal["replies"]
+    asked: Annotated[list[AskedFile], Field(min_length=1)] = Field(description="what the backbone is asked")
+    train_prompts: Count = Field(8000, description="what is asked for training: so many of the files' texts, drawn")
+    eval_prompts: Count = Field(200, description="others for evaluation; they don't change with train_prompts")
+    max_new_tokens: Count = Field(
+        96, description="longest reply; what the backbone doesn't finish within it is nothing to learn"
+    )
+    max_facts: Count = Field(
+        6, description="facts told in the conversation that is written before, one of the kind conversations"
+    )
+    seed: int = Field(0, description="of what is drawn")
+
+    def as_chat(self, folder: Path) -> ChatSource:
+        """The chats that the stage left in a folder, as a source."""
+        files = {f"{split}_files": [str(folder / f"{split}.jsonl")] for split in ("train", "eval")}
+        return ChatSource.model_validate(
+            {"kind": "chat", **self.model_dump(include=set(_Source.model_fields)), **files}
+        )
+
+
 DataSource = Annotated[
-    QasperSource | SquadSource | ChatSource | TweetqaSource | GeneratedSource | ConversationsSource,
+    QasperSource | SquadSource | ChatSource | TweetqaSource | GeneratedSource | ConversationsSource | RepliesSource,
     Field(discriminator="kind"),
 ]
 
@@ -258,7 +296,13 @@ class Data(Section):
     def files(self) -> list[str]:
         """The files that the sources are read from."""
         sources = self.named_sources.values()
-        return [path for s in sources for path in (*getattr(s, "train_files", ()), *getattr(s, "eval_files", ()))]
+        read = [path for s in sources for path in (*getattr(s, "train_files", ()), *getattr(s, "eval_files", ()))]
+        return read + [asked.file for source in self.replies.values() for asked in source.asked]
+
+    @property
+    def replies(self) -> dict[str, RepliesSource]:
+        """The sources whose replies the backbone gives, by name."""
+        return {name: source for name, source in self.sources.items() if isinstance(source, RepliesSource)}
 
     @property
     def weights(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -28,7 +28,9 @@ def with_own_replies(
         StageError: no reply is finished.
     """
     asked = {_prompt(q): encoder.question(q) for context in contexts for q in context.questions if not q.references}
-    replies = _replies(asked, reader, encoder, limit, batch_size)
+    replies: dict[str, str] = {}
+    for batch in by_length(asked, batch_size):
+        replies |= {prompt: reply for prompt, reply in own_replies(batch, reader, encoder, limit).items() if reply}
     answered = [
         replace(context, questions=[replace(q, references=q.references or [replies[_prompt(q)]]) for q in questions])
         for context in contexts
@@ -42,21 +44,25 @@ def with_own_replies(
     return answered
 
 
-def _replies(
-    asked: dict[str, EncodedMessages], reader: Reader, encoder: PromptEncoder, limit: int, batch_size: int
+def by_length(asked: Mapping[str, EncodedMessages], batch_size: int) -> Iterator[dict[str, EncodedMessages]]:
+    """Prompts in batches of similar length, the shortest first."""
+    ordered = sorted(asked, key=lambda name: len(asked[name].input_ids))
+    for start in range(0, len(ordered), batch_size):
+        yield {name: asked[name] for name in ordered[start : start + batch_size]}
+
+
+def own_replies(
+    batch: Mapping[str, EncodedMessages], reader: Reader, encoder: PromptEncoder, limit: int
 ) -> dict[str, str]:
-    """The finished replies, by question."""
-    replies: dict[str, str] = {}
-    ordered = sorted(asked, key=lambda prompt: len(asked[prompt].input_ids))
-    for batch in (ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)):
-        body = [EncodedMessages(*(tokens[:-1] for tokens in asked[prompt])) for prompt in batch]
-        last = [asked[prompt].input_ids[-1] for prompt in batch]
-        rows = reader.read(reader.start(len(batch)), body, write=False)
-        for prompt, tokens in zip(batch, reader.generate(rows, last, [limit] * len(batch), write=False), strict=True):
-            reply = cast(str, encoder.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-            if len(tokens) < limit and reply:
-                replies[prompt] = reply
-    return replies
+    """The greedy replies to a batch of prompts, by name; "" for one that isn't finished after ``limit`` tokens."""
+    body = [EncodedMessages(*(tokens[:-1] for tokens in prompt)) for prompt in batch.values()]
+    last = [prompt.input_ids[-1] for prompt in batch.values()]
+    rows = reader.read(reader.start(len(batch)), body, write=False)
+    replies = reader.generate(rows, last, [limit] * len(batch), write=False)
+    return {
+        name: cast(str, encoder.tokenizer.decode(tokens, skip_special_tokens=True)).strip() * (len(tokens) < limit)
+        for name, tokens in zip(batch, replies, strict=True)
+    }
 
 
 def _prompt(question: Question) -> str:

@@ -29,6 +29,13 @@ class Layout:
     def data_manifest(self, backbone: str, split: str) -> Path:
         return self.data(backbone, split) / "manifest.json"
 
+    def replies(self, backbone: str, source: str) -> Path:
+        """Folder of a backbone's own replies to what a source asks it, as chats."""
+        return self.root / "replies" / backbone / source
+
+    def replies_record(self, backbone: str, source: str) -> Path:
+        return self.replies(backbone, source) / "replies.json"
+
     def backbone(self, backbone: str) -> Path:
         return self.root / "backbones" / backbone
 

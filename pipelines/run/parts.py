@@ -35,6 +35,10 @@ def backbone(config: Config, name: str) -> dict[str, Any]:
     return {"name": name, "backbone": _plain(config.entry("backbones", name), {"train"})}
 
 
+def replies(config: Config, source: str) -> dict[str, Any]:
+    return {"replies": _plain(config.data.replies[source], {"weight", "start", "stop"})}
+
+
 def preprocess(config: Config) -> dict[str, Any]:
     data = _plain(config.data, config.data.unused_keys | _HOW_PREPROCESS | {"steps"})
     for name, source in data.get("sources", {}).items():

@@ -52,8 +52,11 @@ def jobs(config: Config) -> list[Job]:
 
     for backbone in config.backbones:
         add("backbone", (backbone,), [layout.backbone_record(backbone)], [])
+        asked = [("replies", backbone, source) for source in config.data.replies]
+        for job in asked:
+            add("replies", job[1:], [layout.replies_record(*job[1:])], [("backbone", backbone)])
         manifests = [layout.data_manifest(backbone, split) for split in ("train", "eval")]
-        add("preprocess", (backbone,), manifests, [("backbone", backbone)])
+        add("preprocess", (backbone,), manifests, [("backbone", backbone), *asked])
     for cell in parts.cells(config):
         outputs = [layout.adapter_weights(*cell), layout.training_record(*cell)]
         add("train", _words(cell), outputs, [("preprocess", cell[0])])

@@ -39,6 +39,7 @@ workflow.register_resource("gpu_thousandths", GPU_SHARES)
 
 wildcard_constraints:
     backbone=r"[^/]+",
+    source=r"[^/]+",
     strategy=r"[^/]+",
     seed=r"\d+",
     benchmark=r"[^/]+",
@@ -52,6 +53,16 @@ def part(value):
 def gpu_shares(gpus, jobs=1):
     """At most what this machine has: a stage that lacks its GPUs says so itself, a scheduler would just wait."""
     return min(jobs * thousandths(gpus), GPU_SHARES)
+
+
+# Where a frozen or trained model is asked. On a cluster it is Ray that gives GPUs to jobs, wherever there is room; Snakemake decides only what is due.
+EVALUATION_GPUS = CONFIG.evaluate.gpus if CONFIG.evaluate.use_gpu else 0
+EVALUATION_SHARES = 0 if CONFIG.train.ray_address or not EVALUATION_GPUS else gpu_shares(EVALUATION_GPUS)
+EVALUATION_PLACE = (
+    f"on_cluster {CONFIG.train.ray_address} {EVALUATION_GPUS:g}"
+    if CONFIG.train.ray_address
+    else f"gpu_slots {EVALUATION_SHARES}"
+)
 
 
 def write_resolved_config():

@@ -15,16 +15,6 @@ def evaluation_episodes(wildcards):
     return LAYOUT.data_manifest(wildcards.backbone, "eval")
 
 
-# On a cluster it is Ray that gives GPUs to jobs, wherever there is room; Snakemake decides only what is due.
-EVALUATION_GPUS = CONFIG.evaluate.gpus if CONFIG.evaluate.use_gpu else 0
-EVALUATION_SHARES = 0 if CONFIG.train.ray_address or not EVALUATION_GPUS else gpu_shares(EVALUATION_GPUS)
-EVALUATION_PLACE = (
-    f"on_cluster {CONFIG.train.ray_address} {EVALUATION_GPUS:g}"
-    if CONFIG.train.ray_address
-    else f"gpu_slots {EVALUATION_SHARES}"
-)
-
-
 rule evaluate:
     message:
         "Evaluating {wildcards.strategy} on {wildcards.backbone}, seed {wildcards.seed}: {wildcards.benchmark}"

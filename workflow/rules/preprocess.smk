@@ -4,6 +4,7 @@ rule preprocess:
     input:
         backbone=LAYOUT.backbone_record("{backbone}"),
         papers=CONFIG.data.files,
+        replies=[LAYOUT.replies_record("{backbone}", source) for source in CONFIG.data.replies],
     output:
         LAYOUT.data_manifest("{backbone}", "train"),
         LAYOUT.data_manifest("{backbone}", "eval"),

@@ -38,7 +38,7 @@ def load(settings: ChatSource, split: Split, folder: Path) -> Corpus:
         return _from_hub(settings, split)
     own = split == "eval" and settings.eval_files
     paths = settings.eval_files if own else settings.train_files
-    corpus = read_files(paths, lambda path, bad: _documents(_records(path), path.name, settings, bad), EXPECTED)
+    corpus = read_files(paths, lambda path, bad: _documents(records(path), path.name, settings, bad), EXPECTED)
     return corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
 
 
@@ -64,8 +64,11 @@ def _from_hub(settings: ChatSource, split: Split) -> Corpus:
     return corpus if settings.hub_eval_split else hold_out(corpus, split, settings.eval_share)
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """The number of every record, from 1 (of a line in a file of lines), and the record or a ValueError."""
+def records(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number of every record, from 1 (of a line in a file of lines), and the record or a ValueError.
+
+    Raises StageError where the file isn't one of chats.
+    """
     ending = next((suffix for suffix in reversed(path.suffixes) if suffix in _ENDINGS), None)
     if ending is None:
         raise StageError(f"{path}: the name must end with {', '.join(_ENDINGS)} (or one of them and .gz)")
@@ -82,9 +85,9 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _documents(
-    records: Iterable[tuple[int, Any]], file: str, settings: ChatSource, bad: list[BadRecord]
+    found: Iterable[tuple[int, Any]], file: str, settings: ChatSource, bad: list[BadRecord]
 ) -> Iterator[Document]:
-    for number, record in records:
+    for number, record in found:
         record, damaged = mended(record)
         chat_id = f"{file}:{number}"
         if isinstance(record, dict) and isinstance(record.get("id"), str | int):
