@@ -1,9 +1,10 @@
 """Trains and evaluates every cell of a configuration on this machine, in a few processes that live long.
 
-    python -m benchmarks.ablations configs/ablations_facts.yaml --processes 8
+    python -m benchmarks.ablations configs/ablations_facts.yaml --processes 8 --minutes 8
 
-The cells are those of the workflow and so are their files, so that its report shows them. What differs: no Ray and no
-DeepSpeed, which start anew for every cell, for longer than a cell of SmolLM2-135M trains; weights and Adam are float32.
+Where not all cells are done within the minutes, the same command goes on with the others; at the end it writes the
+report. The cells are those of the workflow and so are their files. What differs: no Ray and no DeepSpeed, which start
+anew for every cell, for longer than a cell of SmolLM2-135M trains; weights and Adam are float32.
 On a GPU let CUDA's multi-process service share it (nvidia-cuda-mps-control -d).
 """
 
@@ -21,9 +22,11 @@ import torch
 from deltamem.tools.measuring import peak_bytes
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
-from pipelines.config import FROZEN, Config, load_config
+from pipelines.config import FROZEN, Config, resolve_config
+from pipelines.config.files import read_layers
 from pipelines.evaluate import evaluate
 from pipelines.preprocess import preprocess
+from pipelines.report import write_report
 from pipelines.run import parts
 from pipelines.run.files import replacing, write_record
 from pipelines.run.layout import Layout
@@ -37,20 +40,39 @@ Cell = tuple[str, str, int]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, nargs="+", help="a configuration, and others to lay over it")
     parser.add_argument("--processes", type=int, default=6)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
     arguments = parser.parse_args()
-    config = load_config(arguments.config)
+    config = resolve_config(read_layers(arguments.config, {}), " + ".join(map(str, arguments.config)))
     prepare(config)
+    run_cells(config, arguments.processes, arguments.minutes)
+
+
+def run_cells(config: Config, processes: int, minutes: float) -> None:
+    """Runs the cells that aren't done, and writes the report once all are.
+
+    Args:
+        minutes: after so long no cell is begun.
+    """
     cells = [(name, FROZEN, 0) for name in config.backbones] + parts.cells(config)
     waiting = [cell for cell in cells if not done(config, cell)]
     print(f"{len(waiting)} of {len(cells)} cells wait", flush=True)
     began = time.perf_counter()
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         running = {pool.submit(run_cell, config, cell): cell for cell in waiting}
         for number, job in enumerate(as_completed(running), start=1):
+            if job.cancelled():
+                continue
             seconds = time.perf_counter() - began
             print(f"{number}/{len(waiting)} after {seconds:.0f} s: {running[job]}: {job.result()}", flush=True)
+            if seconds > 60 * minutes:
+                for other in running:
+                    other.cancel()  # those that run already go on to their end
+    if left := [cell for cell in waiting if not done(config, cell)]:
+        print(f"{len(left)} cells are left for the next time", flush=True)
+    else:
+        print(f"the report is {write_report(config)}", flush=True)
 
 
 def prepare(config: Config) -> None:
