@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,18 +68,34 @@ class BadRecord:
 
 
 @dataclass
-class Corpus:
-    """Documents of a split, what could not be used, and where they came from (``origin``, kept in the manifest).
+class Reading:
+    """Documents of a split as they are read, one after the other and once; when all are, the rest is complete.
 
-    ``renamed_questions`` lists the ids that were given to questions whose own id occurred before, and
-    ``renamed_documents`` the same of documents.
+    Attributes:
+        bad_records: what could not be used.
+        origin: where the documents came from, kept in the manifest.
+    """
+
+    documents: Iterable[Document]
+    bad_records: list[BadRecord]
+    origin: dict[str, Any]
+
+
+@dataclass
+class Corpus:
+    """All documents of a split, as often as is wanted, every one and every question under an id of its own.
+
+    Attributes:
+        bad_records, origin: of the reading.
+        renamed_questions: the ids that were given to questions whose own id occurred before.
+        renamed_documents: the same of documents.
     """
 
     documents: Spool[Document]
     bad_records: list[BadRecord]
     origin: dict[str, Any]
-    renamed_questions: list[str] = field(default_factory=list)
-    renamed_documents: list[str] = field(default_factory=list)
+    renamed_questions: list[str]
+    renamed_documents: list[str]
 
     @property
     def questions(self) -> int:
@@ -87,7 +103,7 @@ class Corpus:
         return sum(len(document.exercises) for document in self.documents)
 
 
-def read_files(paths: Iterable[str], read: Callable[[Path, list[BadRecord]], Iterable[Document]], what: str) -> Corpus:
+def read_files(paths: Iterable[str], read: Callable[[Path, list[BadRecord]], Iterable[Document]], what: str) -> Reading:
     """The documents of some files.
 
     Args:
@@ -103,39 +119,46 @@ def read_files(paths: Iterable[str], read: Callable[[Path, list[BadRecord]], Ite
     def documents() -> Iterator[Document]:
         for path in map(Path, paths):
             bad: list[BadRecord] = []
-            document = None
-            for document in read(path, bad):
-                yield document
-            if document is None:
-                raise StageError(f"{path}: no usable record in it ({first_bad(bad)}); expected {what}")
+            yield from at_least_one(read(path, bad), bad, path, what)
             bad_records.extend(bad)
             files.append({"path": str(path), "sha256": file_digest(path)})
 
-    return Corpus(Spool(documents()), bad_records, {"files": files})
+    return Reading(documents(), bad_records, {"files": files})
 
 
-def first_bad(records: list[BadRecord]) -> str:
-    """Why there is no document, by the first of some bad records."""
+def at_least_one(
+    documents: Iterable[Document], bad: list[BadRecord], where: str | Path, what: str
+) -> Iterator[Document]:
+    """The documents; where there is none a StageError says so, with the first bad record and what was expected."""
+    document = None
+    for document in documents:
+        yield document
+    if document is None:
+        raise StageError(f"{where}: no usable record in it ({_first_bad(bad)}); expected {what}")
+
+
+def _first_bad(records: list[BadRecord]) -> str:
     if not records:
         return "it is empty"
     return f"the first of {len(records)} bad records: {records[0].paper_id}: {records[0].reason}"
 
 
-def hold_out(corpus: Corpus, split: Split, share: float) -> Corpus:
-    """A corpus's part in a split where nothing else is there to evaluate on.
+def hold_out(reading: Reading, split: Split, share: float) -> Reading:
+    """The part in a split of what is read, where nothing else is there to evaluate on.
 
     The groups whose names' digests are smallest are held out, ``share`` of them and at least one: the same ones
     whatever the order of the records. Raises StageError if there is only one group.
     """
-    groups = sorted({_group(document) for document in corpus.documents}, key=_digest)
+    documents = Spool(reading.documents)
+    groups = sorted({_group(document) for document in documents}, key=_digest)
     if len(groups) < 2:
         raise StageError(
-            f"{corpus.origin}: all {len(corpus.documents)} documents are of one record, so that none can be held out "
+            f"{reading.origin}: all {len(documents)} documents are of one record, so that none can be held out "
             "for evaluation; give eval_files"
         )
     held_out = set(groups[: min(max(round(share * len(groups)), 1), len(groups) - 1)])
-    documents = Spool(d for d in corpus.documents if (_group(d) in held_out) == (split == "eval"))
-    return replace(corpus, documents=documents, origin={**corpus.origin, "held_out": share})
+    part = (document for document in documents if (_group(document) in held_out) == (split == "eval"))
+    return replace(reading, documents=part, origin={**reading.origin, "held_out": share})
 
 
 def _group(document: Document) -> str:
@@ -146,8 +169,8 @@ def _digest(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def with_unique_ids(corpus: Corpus) -> Corpus:
-    """The corpus with another id for every document and question whose own occurred before, which is noted.
+def read_whole(reading: Reading) -> Corpus:
+    """What is read, with another id for every document and question whose own occurred before, which is noted.
 
     Scores of different models are paired by question id, and questions share a write by document id.
     """
@@ -168,17 +191,17 @@ def with_unique_ids(corpus: Corpus) -> Corpus:
             documents.append(document_id)
         return replace(document, document_id=document_id, exercises=exercises)
 
-    spool = Spool(map(renamed, corpus.documents))
-    return replace(corpus, documents=spool, renamed_questions=questions, renamed_documents=documents)
+    spool = Spool(map(renamed, reading.documents))
+    return Corpus(spool, reading.bad_records, reading.origin, questions, documents)
 
 
-def with_system_prompt(corpus: Corpus, text: str | None) -> Corpus:
-    """The corpus with a system message in front of what is written and of what is read; None leaves it as it is.
+def with_system_prompt(reading: Reading, text: str | None) -> Reading:
+    """The same with a system message in front of what is written and of what is read; None leaves it as it is.
 
     A document that begins with a system message keeps its own.
     """
     if text is None:
-        return corpus
+        return reading
     system = {"role": "system", "content": text}
     documents = (
         document
@@ -188,9 +211,9 @@ def with_system_prompt(corpus: Corpus, text: str | None) -> Corpus:
             messages=[system, *document.messages],
             exercises=[replace(e, prompt=[system, *e.prompt]) for e in document.exercises],
         )
-        for document in corpus.documents
+        for document in reading.documents
     )
-    return replace(corpus, documents=Spool(documents))
+    return replace(reading, documents=documents)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -65,6 +65,7 @@ def json_members(path: str | Path, expected: str) -> Iterator[tuple[str, Any]]:
 
     Raises StageError, with the position, where it can't be read, isn't JSON or holds something else.
     """
+    # ijson takes the last of equal keys without a word, and a lone surrogate for a question mark
     try:
         with _text_stream(path) as file:
             yield from _members(file)

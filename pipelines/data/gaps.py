@@ -6,9 +6,8 @@ import random
 import re
 from dataclasses import replace
 
-from pipelines.data.documents import Corpus, Document, Exercise
+from pipelines.data.documents import Document, Exercise, Reading
 from pipelines.data.draw import pick, shuffled
-from pipelines.data.spool import Spool
 
 PROMPT = "Fill in the blank: {}"
 BLANK = "___"
@@ -20,15 +19,15 @@ WORDS_BEFORE, WORDS_AFTER = (3, 8), (0, 6)
 _CORE = re.compile(r"\w[\w'’.,:%-]*\w|\w")
 
 
-def asked_for_gaps(corpus: Corpus, count: int) -> Corpus:
-    """The corpus with up to ``count`` more exercises of each document, without those that have none even so.
+def asked_for_gaps(reading: Reading, count: int) -> Reading:
+    """The same with up to ``count`` more exercises of each document, without those that have none even so.
 
     They are drawn by the document's id: the same on every machine.
     """
     if not count:
-        return corpus
-    documents = (_with_gaps(document, count) for document in corpus.documents)
-    return replace(corpus, documents=Spool(document for document in documents if document.exercises))
+        return reading
+    documents = (_with_gaps(document, count) for document in reading.documents)
+    return replace(reading, documents=(document for document in documents if document.exercises))
 
 
 def _with_gaps(document: Document, count: int) -> Document:

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from pipelines.config.data import DataSource
-from pipelines.data.documents import Corpus, Split, with_system_prompt, with_unique_ids
+from pipelines.data.documents import Corpus, Split, read_whole, with_system_prompt
 
 
 def load_corpus(settings: DataSource, split: Split, folder: Path) -> Corpus:
@@ -19,4 +19,4 @@ def load_corpus(settings: DataSource, split: Split, folder: Path) -> Corpus:
         StageError: a file isn't what the kind expects, or the Hub can't be reached.
     """
     source = importlib.import_module(f"pipelines.data.sources.{settings.kind}")
-    return with_unique_ids(with_system_prompt(source.load(settings, split, folder), settings.system_prompt))
+    return read_whole(with_system_prompt(source.load(settings, split, folder), settings.system_prompt))

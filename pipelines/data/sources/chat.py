@@ -12,7 +12,7 @@ from typing import Any
 
 from deltamem.chat.messages import Message
 from pipelines.config.data import ChatSource
-from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, first_bad, hold_out, read_files
+from pipelines.data.documents import BadRecord, Document, Exercise, Reading, Split, at_least_one, hold_out, read_files
 from pipelines.data.files import (
     from_hub,
     hub_origin,
@@ -24,7 +24,6 @@ from pipelines.data.files import (
     text_lines,
     text_of,
 )
-from pipelines.data.spool import Spool
 from pipelines.errors import StageError
 
 EXPECTED = "records with 'messages' (each with role and content), or with 'prompt' and 'response'"
@@ -32,17 +31,17 @@ ROLES = ("system", "user", "assistant")
 _ENDINGS = {".json": "json", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
 
 
-def load(settings: ChatSource, split: Split, folder: Path) -> Corpus:
+def load(settings: ChatSource, split: Split, folder: Path) -> Reading:
     """The chats of a split; all that is learnt from one chat is held out together."""
     if not settings.train_files:
         return _from_hub(settings, split)
     own = split == "eval" and settings.eval_files
     paths = settings.eval_files if own else settings.train_files
-    corpus = read_files(paths, lambda path, bad: _documents(records(path), path.name, settings, bad), EXPECTED)
-    return corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
+    reading = read_files(paths, lambda path, bad: _documents(records(path), path.name, settings, bad), EXPECTED)
+    return reading if settings.eval_files else hold_out(reading, split, settings.eval_share)
 
 
-def _from_hub(settings: ChatSource, split: Split) -> Corpus:
+def _from_hub(settings: ChatSource, split: Split) -> Reading:
     import datasets
 
     own = split == "eval" and settings.hub_eval_split
@@ -56,12 +55,9 @@ def _from_hub(settings: ChatSource, split: Split) -> Corpus:
     )
     rows = list(table)
     bad: list[BadRecord] = []
-    documents = Spool(_documents(enumerate(rows, start=1), hub_id, settings, bad))
-    if not len(documents):
-        raise StageError(f"{where}: no usable record in it ({first_bad(bad)}); expected {EXPECTED}")
-    origin = {**hub_origin(hub_id, settings.hub_revision, table, rows), "split": name}
-    corpus = Corpus(documents, bad, origin)
-    return corpus if settings.hub_eval_split else hold_out(corpus, split, settings.eval_share)
+    documents = at_least_one(_documents(enumerate(rows, start=1), hub_id, settings, bad), bad, where, EXPECTED)
+    reading = Reading(documents, bad, {**hub_origin(hub_id, settings.hub_revision, table, rows), "split": name})
+    return reading if settings.hub_eval_split else hold_out(reading, split, settings.eval_share)
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:

@@ -10,14 +10,13 @@ from typing import Any
 
 from pipelines.config.data import ConversationsSource, SquadSource
 from pipelines.data.conversations import conversations
-from pipelines.data.documents import Corpus, Document, Exercise, Split
+from pipelines.data.documents import Document, Exercise, Reading, Split
 from pipelines.data.draw import pick
 from pipelines.data.look_alikes import MADE_UP, Words
 from pipelines.data.sources import squad
-from pipelines.data.spool import Spool
 
 
-def load(settings: ConversationsSource, split: Split, folder: Path) -> Corpus:
+def load(settings: ConversationsSource, split: Split, folder: Path) -> Reading:
     """The conversations of a split; what evaluation asks for doesn't depend on how many there are to train on."""
     training = split == "train"
     count = settings.train_conversations if training else settings.eval_conversations
@@ -31,7 +30,7 @@ def load(settings: ConversationsSource, split: Split, folder: Path) -> Corpus:
             documents += [reply] if reply else []
     drawn = settings.model_dump(include=set(ConversationsSource.__annotations__))
     digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()
-    return Corpus(Spool(documents), [], {"generated": drawn, "sha256": digest})
+    return Reading(documents, [], {"generated": drawn, "sha256": digest})
 
 
 def _is_one_of(share: float, number: int) -> bool:

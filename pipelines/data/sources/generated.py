@@ -9,11 +9,11 @@ from pathlib import Path
 from deltamem.chat.format import sentence_spans
 from deltamem.chat.messages import Message
 from pipelines.config.data import Generated, GeneratedSource
-from pipelines.data.documents import Corpus, Document, Split
+from pipelines.data.documents import Document, Reading, Split
 from pipelines.data.draw import pick
 from pipelines.data.generate import FILLERS, write_papers
 from pipelines.data.sources.qasper import from_files
-from pipelines.data.spool import Spool
+from pipelines.run.files import file_digest
 
 FRAMES = (
     "{}",
@@ -34,19 +34,20 @@ SMALL_TALK = (
 )
 
 
-def load(settings: GeneratedSource, split: Split, folder: Path) -> Corpus:
+def load(settings: GeneratedSource, split: Split, folder: Path) -> Reading:
     """What a split tells; the papers are kept in ``papers.json``, in QASPER's official form."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "papers.json"
     write_papers(path, split, settings)
-    corpus = from_files([str(path)])
-    drawn = settings.model_dump(include=set(Generated.model_fields))
-    corpus.origin = {"generated": drawn, "told": settings.told, "sha256": corpus.origin["files"][0]["sha256"]}
+    papers = from_files([str(path)])
+    documents = papers.documents
     if settings.told == "conversation":
-        corpus.documents = Spool(_conversation(document, settings.seed) for document in corpus.documents)
+        documents = (_conversation(paper, settings.seed) for paper in papers.documents)
     elif settings.told == "text":
-        corpus.documents = Spool(map(_text, corpus.documents))
-    return corpus
+        documents = map(_text, papers.documents)
+    drawn = settings.model_dump(include=set(Generated.model_fields))
+    origin = {"generated": drawn, "told": settings.told, "sha256": file_digest(path)}
+    return Reading(documents, papers.bad_records, origin)
 
 
 def _text(paper: Document) -> Document:

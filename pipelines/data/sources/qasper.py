@@ -9,10 +9,9 @@ from typing import Any
 
 from pipelines.config.data import QasperSource
 from pipelines.data.chunks import cut_text
-from pipelines.data.documents import BadRecord, Corpus, Document, Split, hold_out, read_files
+from pipelines.data.documents import BadRecord, Document, Reading, Split, at_least_one, hold_out, read_files
 from pipelines.data.files import from_hub, hub_origin
 from pipelines.data.papers import EXPECTED, UNANSWERABLE, each_paper, paper_document, read_papers
-from pipelines.data.spool import Spool
 from pipelines.errors import StageError
 
 HUB_SPLITS = {"train": "train", "eval": "validation"}
@@ -30,12 +29,12 @@ RELEASE_TURN_CHARACTERS = 1_000
 release's set they have 23 to 34."""
 
 
-def load(settings: QasperSource, split: Split, folder: Path) -> Corpus:
+def load(settings: QasperSource, split: Split, folder: Path) -> Reading:
     """The papers of a split."""
-    corpus = _load(settings, split)
+    reading = _load(settings, split)
     if settings.form == "release":
-        corpus.documents = Spool(map(in_release_form, corpus.documents))
-    return corpus
+        reading.documents = map(in_release_form, reading.documents)
+    return reading
 
 
 def in_release_form(document: Document) -> Document:
@@ -59,15 +58,15 @@ def in_release_form(document: Document) -> Document:
     return replace(document, messages=written, exercises=exercises)
 
 
-def _load(settings: QasperSource, split: Split) -> Corpus:
+def _load(settings: QasperSource, split: Split) -> Reading:
     if not settings.train_files:
         return _from_hub(settings, split)
     own = split == "eval" and settings.eval_files
-    corpus = from_files(settings.eval_files if own else settings.train_files)
-    return corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
+    reading = from_files(settings.eval_files if own else settings.train_files)
+    return reading if settings.eval_files else hold_out(reading, split, settings.eval_share)
 
 
-def from_files(paths: list[str]) -> Corpus:
+def from_files(paths: list[str]) -> Reading:
     """The papers of official files; one whose id was used in an earlier file is lost."""
     first_file: dict[str, Path] = {}
 
@@ -84,7 +83,7 @@ def from_files(paths: list[str]) -> Corpus:
     return read_files(paths, read, EXPECTED)
 
 
-def _from_hub(settings: QasperSource, split: Split) -> Corpus:
+def _from_hub(settings: QasperSource, split: Split) -> Reading:
     import datasets
 
     revision = settings.hub_revision or HUB_PARQUET
@@ -99,10 +98,8 @@ def _from_hub(settings: QasperSource, split: Split) -> Corpus:
         raise StageError(f"{where}: not QASPER, the columns {', '.join(sorted(missing))} are missing")
     records = [(str(row["id"]), official_record(row)) for row in table]
     bad: list[BadRecord] = []
-    documents = Spool(map(paper_document, each_paper(records, bad)))
-    if not len(documents):
-        raise StageError(f"{where}: no QASPER paper" + (f"; {bad[0].paper_id}: {bad[0].reason}" if bad else ""))
-    return Corpus(documents, bad, hub_origin(settings.hub_id, revision, table, records))
+    documents = at_least_one(map(paper_document, each_paper(records, bad)), bad, where, "QASPER's papers")
+    return Reading(documents, bad, hub_origin(settings.hub_id, revision, table, records))
 
 
 def official_record(row: Mapping[str, Any]) -> dict[str, Any]:

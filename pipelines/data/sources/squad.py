@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deltamem.chat.format import sentence_spans
 from pipelines.config.data import SquadSource
-from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, first_problem, hold_out, read_files
+from pipelines.data.documents import BadRecord, Document, Exercise, Reading, Split, first_problem, hold_out, read_files
 from pipelines.data.draw import pick
 from pipelines.data.files import kind_of, mended, read_json
 from pipelines.data.gaps import asked_for_gaps
@@ -58,13 +58,13 @@ class _Asked(NamedTuple):
     span: tuple[int, int]
 
 
-def load(settings: SquadSource, split: Split, folder: Path) -> Corpus:
+def load(settings: SquadSource, split: Split, folder: Path) -> Reading:
     """The passages, or parts of them, of a split; an article is held out as a whole."""
     own = split == "eval" and settings.eval_files
     paths = settings.eval_files if own else settings.train_files
-    corpus = read_files(paths, lambda path, bad: _read(path, settings, bad), EXPECTED)
-    corpus = corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
-    return asked_for_gaps(corpus, settings.gaps) if split == "train" or settings.texts == "others" else corpus
+    reading = read_files(paths, lambda path, bad: _read(path, settings, bad), EXPECTED)
+    reading = reading if settings.eval_files else hold_out(reading, split, settings.eval_share)
+    return asked_for_gaps(reading, settings.gaps) if split == "train" or settings.texts == "others" else reading
 
 
 def _read(path: Path, settings: SquadSource, bad: list[BadRecord]) -> Iterator[Document]:

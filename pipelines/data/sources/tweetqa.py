@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.config.data import TweetqaSource
-from pipelines.data.documents import BadRecord, Corpus, Document, Exercise, Split, first_problem, hold_out, read_files
+from pipelines.data.documents import BadRecord, Document, Exercise, Reading, Split, first_problem, hold_out, read_files
 from pipelines.data.files import kind_of, mended, read_json
 from pipelines.data.gaps import asked_for_gaps
 from pipelines.errors import StageError
@@ -25,12 +25,12 @@ class _TweetRecord(BaseModel):
     qid: str
 
 
-def load(settings: TweetqaSource, split: Split, folder: Path) -> Corpus:
+def load(settings: TweetqaSource, split: Split, folder: Path) -> Reading:
     """The tweets of a split, each once, with all its questions."""
     own = split == "eval" and settings.eval_files
-    corpus = read_files(settings.eval_files if own else settings.train_files, _read, EXPECTED)
-    corpus = corpus if settings.eval_files else hold_out(corpus, split, settings.eval_share)
-    return asked_for_gaps(corpus, settings.gaps) if split == "train" else corpus
+    reading = read_files(settings.eval_files if own else settings.train_files, _read, EXPECTED)
+    reading = reading if settings.eval_files else hold_out(reading, split, settings.eval_share)
+    return asked_for_gaps(reading, settings.gaps) if split == "train" else reading
 
 
 def _read(path: Path, bad: list[BadRecord]) -> list[Document]:

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.documents import Corpus, Document, Exercise, hold_out, with_system_prompt, with_unique_ids
-from pipelines.data.spool import Spool
+from pipelines.data.documents import Document, Exercise, Reading, hold_out, read_whole, with_system_prompt
 from pipelines.errors import StageError
 
 
@@ -14,8 +13,8 @@ def document(document_id="d", group="", questions=("q",), messages=({"role": "us
     return Document(document_id, list(messages), exercises, "chat", group)
 
 
-def corpus(*documents):
-    return Corpus(Spool(documents), [], {"files": []})
+def reading(*documents):
+    return Reading(iter(documents), [], {"files": []})
 
 
 def ids(found):
@@ -26,28 +25,28 @@ def ids(found):
        st.floats(0.01, 0.99), st.randoms())  # fmt: skip
 def test_the_splits_share_no_group_and_lose_nothing(groups, share, shuffle):
     documents = [document(str(number), group=f"g{group}") for number, group in enumerate(groups)]
-    parts = {split: hold_out(corpus(*documents), split, share).documents for split in ("train", "eval")}
+    parts = {split: list(hold_out(reading(*documents), split, share).documents) for split in ("train", "eval")}
     of_split = {split: {d.group for d in found} for split, found in parts.items()}
     assert not of_split["train"] & of_split["eval"] and all(of_split.values())
     assert sorted(d.document_id for found in parts.values() for d in found) == sorted(map(str, range(len(groups))))
     shuffle.shuffle(documents)
-    again = hold_out(corpus(*documents), "eval", share)
+    again = hold_out(reading(*documents), "eval", share)
     assert sorted(ids(again)) == sorted(d.document_id for d in parts["eval"])
 
 
 def test_about_the_share_is_held_out_and_the_record_says_so():
     documents = [document(str(number)) for number in range(100)]
-    held_out = hold_out(corpus(*documents), "eval", 0.07)
-    assert len(held_out.documents) == 7 and held_out.origin["held_out"] == 0.07
+    held_out = hold_out(reading(*documents), "eval", 0.07)
+    assert len(ids(held_out)) == 7 and held_out.origin["held_out"] == 0.07
 
 
 def test_one_group_alone_cannot_be_held_out():
     with pytest.raises(StageError, match="none can be held out for evaluation; give eval_files"):
-        hold_out(corpus(document("a", "g"), document("b", "g")), "train", 0.5)
+        hold_out(reading(document("a", "g"), document("b", "g")), "train", 0.5)
 
 
 def test_repeated_ids_are_renamed_and_noted():
-    found = with_unique_ids(corpus(document("d", questions=("q", "q")), document("d", questions=("q", "r"))))
+    found = read_whole(reading(document("d", questions=("q", "q")), document("d", questions=("q", "r"))))
     assert ids(found) == ["d", "d-2"] and found.renamed_documents == ["d-2"]
     asked = [exercise.question_id for document in found.documents for exercise in document.exercises]
     assert asked == ["q", "q-2", "q-3", "r"] and found.renamed_questions == ["q-2", "q-3"]
@@ -56,8 +55,8 @@ def test_repeated_ids_are_renamed_and_noted():
 def test_a_system_message_is_written_and_read_unless_a_document_has_its_own():
     own = {"role": "system", "content": "own"}
     plain, with_own = document("a"), document("b", messages=(own, {"role": "user", "content": "x"}))
-    first, second = with_system_prompt(corpus(plain, with_own), "Be brief.").documents
+    first, second = with_system_prompt(reading(plain, with_own), "Be brief.").documents
     system = {"role": "system", "content": "Be brief."}
     assert first.messages == [system, *plain.messages] and first.exercises[0].prompt[0] == system
     assert second == with_own
-    assert [*with_system_prompt(corpus(plain), None).documents] == [plain]
+    assert [*with_system_prompt(reading(plain), None).documents] == [plain]
