@@ -16,7 +16,7 @@ from tests.paths import PROJECT
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 EXTRAS = PYPROJECT["optional-dependencies"]
-UNLOCKED = {"gpu", "quantized", "vllm"}
+UNLOCKED = {"gpu", "quantized", "slurm", "vllm"}
 LOCKED_EXTRAS = [line for extra, lines in EXTRAS.items() if extra not in UNLOCKED for line in lines]
 LOCKED_RANGES = [Requirement(line) for line in PYPROJECT["dependencies"] + LOCKED_EXTRAS]
 LOCK_TEXT = (PROJECT / "requirements.lock").read_text()

@@ -40,6 +40,8 @@ def check_make(words):
 
 
 def check_snakemake(words):
+    if "workflow/profiles/slurm" in words:
+        pytest.importorskip("snakemake_executor_plugin_slurm", reason="needs the extra `slurm`")
     _, options = parse_args(words)
     first, *others = options.configfile or ["configs/quickstart.yaml"]
     load_config(first)

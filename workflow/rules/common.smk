@@ -1,6 +1,7 @@
 # Validates the configuration and owns the targets. Every stage runs as `python -m pipelines.STAGE`, with the
 # resolved configuration, and reruns when the part of the configuration that its output depends on has changed.
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -31,8 +32,10 @@ TRAINING_RECORDS = [LAYOUT.training_record(*cell) for cell in parts.cells(CONFIG
 REGISTRATIONS = [LAYOUT.registration(*cell) for cell in parts.cells(CONFIG)]
 
 # How many GPUs there are Snakemake can't know; a limit on the command line (--resources gpus=4) wins. Jobs may take a
-# share of one and Snakemake counts in whole numbers, so they are given out in thousandths.
-GPU_LIMIT = workflow.global_resources["gpus"].value if "gpus" in workflow.global_resources else len(visible_gpus())
+# share of one and Snakemake counts in whole numbers, so they are given out in thousandths. A process that is no main
+# one runs a single job where another scheduler has placed it, with GPUs of its own.
+LOCAL_GPUS = len(visible_gpus()) if workflow.is_main_process else 0
+GPU_LIMIT = workflow.global_resources["gpus"].value if "gpus" in workflow.global_resources else LOCAL_GPUS
 GPU_SHARES = WHOLE * GPU_LIMIT
 workflow.register_resource("gpu_thousandths", GPU_SHARES)
 

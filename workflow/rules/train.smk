@@ -23,6 +23,12 @@ def local_gpus(wildcards):
     return gpu_shares(train.gpus_per_worker, local_workers(wildcards)) if train.use_gpu else 0
 
 
+def whole_gpus(wildcards):
+    """What another scheduler is asked for; it doesn't know shares."""
+    train = training(wildcards)
+    return math.ceil(local_workers(wildcards) * train.gpus_per_worker) if train.use_gpu else 0
+
+
 rule train:
     message:
         "Training {wildcards.strategy} on {wildcards.backbone}, seed {wildcards.seed}; follow it in {log}"
@@ -42,6 +48,7 @@ rule train:
     threads: lambda wildcards: max(1, local_workers(wildcards) * training(wildcards).cpus_per_worker)
     resources:
         gpu_thousandths=local_gpus,
+        gpu=whole_gpus,
     shell:
         # in the shell's place, so that the job is Snakemake's own child and ends with it
         "exec {PYTHON} -m pipelines.run.gpu_slots {resources.gpu_thousandths}"
