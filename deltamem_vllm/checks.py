@@ -6,7 +6,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from deltamem.errors import DeltaMemError
-from deltamem_vllm.adapter import adapter_of
+from deltamem_vllm.adapters import adapters_of
 from deltamem_vllm.names import CONNECTOR
 
 
@@ -27,12 +27,12 @@ class MemoryModelConfig(VerifyAndUpdateConfig):
 
 def check(vllm_config: VllmConfig) -> None:
     """Raise DeltaMemError for what can't be served."""
-    adapter, _ = adapter_of(vllm_config)
-    if adapter.strategy == "ssw":
-        raise DeltaMemError(
-            "vLLM knows no messages, and this ssw adapter writes one message (or sentence) at a time: serve it with "
-            "`deltamem serve` without --engine, or train tsw or msw"
-        )
+    for name, config in adapters_of(vllm_config).configs.items():
+        if config.strategy == "ssw":
+            raise DeltaMemError(
+                f"vLLM knows no messages, and the ssw adapter {name} writes one message (or sentence) at a time: serve "
+                "it with `deltamem serve` without --engine, or train tsw or msw"
+            )
     if vllm_config.lora_config is not None:
         raise DeltaMemError("LoRA beside δ-mem: its layers would bypass the memory; start without --enable-lora")
     if vllm_config.speculative_config is not None:

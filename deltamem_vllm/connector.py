@@ -21,11 +21,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import KVCacheConfig, MambaSpec
 
+from deltamem.config import DeltaMemConfig
 from deltamem.errors import DeltaMemError
-from deltamem_vllm.adapter import adapter_of, layer_numbers
+from deltamem_vllm.adapters import adapters_of
 from deltamem_vllm.handover import Handover
 from deltamem_vllm.names import BACKEND
-from deltamem_vllm.page import SETTINGS, page_size
+from deltamem_vllm.page import state_size
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -44,11 +45,11 @@ class Orders(KVConnectorMetadata):
 
     Attributes:
         fill: pages of sequences that begin.
-        keep: (request, key, pages) of sequences that have ended.
+        keep: (request, what it said, pages) of sequences that have ended.
     """
 
     fill: list[tuple[Places, Handover]] = field(default_factory=list)
-    keep: list[tuple[str, str, Places]] = field(default_factory=list)
+    keep: list[tuple[str, Handover, Places]] = field(default_factory=list)
 
 
 class DeltaMemConnector(KVConnectorBase_V1, SupportsHMA):
@@ -56,9 +57,7 @@ class DeltaMemConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig):
         super().__init__(vllm_config, role, kv_cache_config)
-        self._config, _ = adapter_of(vllm_config)
-        depth = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
-        self._layers = len(layer_numbers(self._config, depth))
+        self._adapters = adapters_of(vllm_config)
         self._groups = [
             (number, group)
             for number, group in enumerate(kv_cache_config.kv_cache_groups)
@@ -80,12 +79,11 @@ class DeltaMemConnector(KVConnectorBase_V1, SupportsHMA):
 
     def on_new_request(self, request: Request) -> None:
         """Read what a request says. One that makes no sense is cut short, and its answer says why."""
-        nbytes = 4 * self._layers * (page_size(self._config) - SETTINGS)
         try:
-            handover = Handover.parse(request.kv_transfer_params, nbytes)
+            handover = Handover.parse(request.kv_transfer_params, self._adapters)
         except (DeltaMemError, TypeError) as error:
             log.warning("a request's memory is refused: %s", error)
-            handover = Handover(write_from=None)
+            handover = Handover.parse(None, self._adapters)
             self._refused[request.request_id], request.max_tokens = str(error), 1
         self._running[request.request_id] = handover
         # the cache of beginnings must never hand out what was computed with another memory
@@ -124,7 +122,7 @@ class DeltaMemConnector(KVConnectorBase_V1, SupportsHMA):
         if handover is None or handover.keep is None or not request.num_computed_tokens:
             return False, None
         places = self._places(block_ids, request.num_computed_tokens)
-        self._orders.keep.append((request.request_id, handover.keep, places))
+        self._orders.keep.append((request.request_id, handover, places))
         return True, None
 
     def _places(self, block_ids: tuple[list[int], ...], tokens: int) -> Places:
@@ -150,8 +148,9 @@ class DeltaMemConnector(KVConnectorBase_V1, SupportsHMA):
         """Keep and fill, in this order, before the pass: ``start_load_kv`` may come after it."""
         super().bind_connector_metadata(connector_metadata)
         assert isinstance(connector_metadata, Orders)
-        for name, key, places in connector_metadata.keep:
-            self.kept[key] = self._read(places)
+        for name, handover, places in connector_metadata.keep:
+            assert handover.keep is not None and handover.adapter is not None
+            self.kept[handover.keep] = self._read(places, self._adapters.configs[handover.adapter])
             self._sent.add(name)
         while len(self.kept) > MOST_KEPT:
             del self.kept[next(iter(self.kept))]
@@ -161,7 +160,7 @@ class DeltaMemConnector(KVConnectorBase_V1, SupportsHMA):
         """Into all pages of all layers in one copy."""
         into, values = [], []
         for places, handover in sequences:
-            rows = handover.pages(self._config, self._layers)
+            rows = handover.pages(self._adapters)
             for place, layers in zip(places, self._pages, strict=True):
                 into += [pages[place] for _, pages in layers]
                 values += [rows[layer] for layer, _ in layers]
@@ -169,10 +168,10 @@ class DeltaMemConnector(KVConnectorBase_V1, SupportsHMA):
             device = into[0].device
             torch._foreach_copy_(into, torch.stack(values).to(device).unbind())
 
-    def _read(self, places: Places) -> bytes:
+    def _read(self, places: Places, config: DeltaMemConfig) -> bytes:
         rows: dict[int, Tensor] = {}
         for place, layers in zip(places, self._pages, strict=True):
-            rows |= {layer: pages[place, :-SETTINGS] for layer, pages in layers}
+            rows |= {layer: pages[place, : state_size(config)] for layer, pages in layers}
         return torch.stack([rows[layer] for layer in sorted(rows)]).cpu().numpy().tobytes()
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig
@@ -11,12 +12,12 @@ from deltamem.errors import UnsupportedModelError
 from deltamem_vllm.names import ADAPTER, CONNECTOR, EXTENSION, FAMILIES, PREFIX
 
 
-def engine_arguments(base: str, adapter: str, revision: str | None = None) -> dict[str, Any]:
+def engine_arguments(base: str, adapter: str | Mapping[str, str], revision: str | None = None) -> dict[str, Any]:
     """What ``vllm.LLM`` and ``AsyncEngineArgs`` need beside the user's own wishes.
 
     Args:
         base: the backbone, a folder or Hub id.
-        adapter: a folder, Hub id or ``models:/…``.
+        adapter: a folder, Hub id or ``models:/…``; of several, by the names that requests choose them by.
 
     Raises:
         UnsupportedModelError: there is no class with a memory for this backbone.
@@ -38,7 +39,7 @@ def engine_arguments(base: str, adapter: str, revision: str | None = None) -> di
         "model": base,
         "revision": revision,
         "hf_overrides": overrides,
-        "additional_config": {ADAPTER: adapter},
+        "additional_config": {ADAPTER: adapter if isinstance(adapter, str) else dict(adapter)},
         "kv_transfer_config": KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_both"),
         "worker_extension_cls": EXTENSION,
     }

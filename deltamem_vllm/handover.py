@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,10 @@ from deltamem.config import DeltaMemConfig
 from deltamem.errors import DeltaMemError, MemoryMismatchError
 from deltamem.memory import DeltaMemory
 from deltamem_vllm.names import REQUEST
-from deltamem_vllm.page import NEVER, SETTINGS, page_size
+from deltamem_vllm.page import NEVER, SETTINGS, page_size, state_size
+
+if TYPE_CHECKING:
+    from deltamem_vllm.adapters import Adapters
 
 LONGEST_KEY = 200
 
@@ -35,23 +38,24 @@ class Handover:
         write_from: tokens before this position of the whole sequence are only read; None: all are. 0 writes all.
         strength: how strongly the memory steers.
         keep: under this key the worker keeps the memory after the last token that was fed; None: it is forgotten.
+        adapter: its name; None: the engine's first, or only one.
     """
 
     memory: bytes | None = None
     write_from: int | None = 0
     strength: float = 1.0
     keep: str | None = None
+    adapter: str | None = None
 
     def params(self) -> dict[str, Any]:
         """As a request's ``kv_transfer_params``."""
         return {REQUEST: {field.name: getattr(self, field.name) for field in fields(self)}}
 
     @classmethod
-    def parse(cls, params: Any, nbytes: int) -> Handover:
+    def parse(cls, params: Any, adapters: Adapters) -> Handover:
         """What a request's ``kv_transfer_params`` say; without them an empty memory, which is written.
 
-        Args:
-            nbytes: of this adapter's memories.
+        The adapter is named in what is returned.
 
         Raises:
             DeltaMemError: they make no sense.
@@ -60,7 +64,12 @@ class Handover:
         known = {field.name for field in fields(cls)}
         if not isinstance(said, dict) or not known.issuperset(said):
             raise DeltaMemError(f"{REQUEST} takes {', '.join(sorted(known))}, got {said!r:.100}")
-        found = cls(**{**said, "memory": _raw(said.get("memory"))})
+        names = list(adapters.configs)
+        name = said.get("adapter") or names[0]
+        if name not in names:
+            raise DeltaMemError(f"there is no adapter {name!r:.100} here; there are {', '.join(names)}")
+        nbytes = 4 * len(adapters.layers) * state_size(adapters.configs[name])
+        found = cls(**{**said, "memory": _raw(said.get("memory")), "adapter": name})
         if found.memory is not None and len(found.memory) != nbytes:
             raise MemoryMismatchError(f"this adapter's memories have {nbytes} bytes, got {len(found.memory)}")
         if found.memory is not None and not bool(_numbers(found.memory).isfinite().all()):
@@ -78,15 +87,17 @@ class Handover:
     def salt(self) -> str:
         """Differs where cached keys, values and states would differ."""
         total = hashlib.sha256(self.memory or b"")
-        total.update(f"{self.write_from} {float(self.strength)}".encode())
+        total.update(f"{self.write_from} {float(self.strength)} {self.adapter}".encode())
         return total.hexdigest()
 
-    def pages(self, config: DeltaMemConfig, layers: int) -> Tensor:
-        """The first page of each layer, [layers, page] float32."""
-        size = page_size(config)
-        pages = torch.zeros(layers, size)
+    def pages(self, adapters: Adapters) -> Tensor:
+        """The first page of each layer, [layers, page] float32, once :meth:`parse` has named the adapter."""
+        assert self.adapter is not None
+        pages = torch.zeros(len(adapters.layers), page_size(adapters.shape))
         if self.memory is not None:
-            pages[:, :-SETTINGS] = _numbers(self.memory).view(layers, -1)
+            states = _numbers(self.memory).view(len(pages), -1)
+            pages[:, : states.shape[1]] = states
+        pages[:, -SETTINGS] = adapters.number(self.adapter)
         pages[:, -2] = NEVER if self.write_from is None else self.write_from
         pages[:, -1] = self.strength
         return pages

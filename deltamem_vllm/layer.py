@@ -13,9 +13,9 @@ from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.utils.torch_utils import direct_register_custom_op
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
-from deltamem.config import DeltaMemConfig
 from deltamem_kernels.paged import paged_scan, paged_step
-from deltamem_vllm.metadata import MemoryMetadata
+from deltamem_vllm.adapters import Adapters
+from deltamem_vllm.metadata import Choices, MemoryMetadata
 from deltamem_vllm.names import BACKEND, OPERATOR
 from deltamem_vllm.page import page_size, states_in
 
@@ -25,20 +25,22 @@ class MemoryLayer(nn.Module, MambaBase):
 
     Args:
         number: the layer's.
-        config: the adapter's.
+        adapters: whose weights it has.
         hidden: channels of the attention's input.
         name: by which vLLM knows the layer; it ends in ``layers.NUMBER.…``.
 
     Attributes:
-        in_proj: [4·N·r, hidden], beta_bias: [N·r], as in :class:`deltamem.layer.DeltaMemLayer`; zero until loaded.
-        reads: [tokens, N·r] float32 of the pass that runs, between the projections that they steer.
+        in_proj: [adapters·4·N·r, hidden], beta_bias: [adapters·N·r], each adapter's as in
+            :class:`deltamem.layer.DeltaMemLayer`; zero until loaded.
+        reads: [tokens, adapters·N·r] float32 of the pass that runs, between the projections that they steer.
     """
 
-    def __init__(self, number: int, config: DeltaMemConfig, hidden: int, name: str, vllm_config: VllmConfig):
+    def __init__(self, number: int, adapters: Adapters, hidden: int, name: str, vllm_config: VllmConfig):
         super().__init__()
-        self.number, self.config, self.name = number, config, name
-        self.register_buffer("in_proj", torch.zeros(4 * config.width, hidden), persistent=False)
-        self.register_buffer("beta_bias", torch.zeros(config.width, dtype=torch.float32), persistent=False)
+        self.number, self.shape, self.name = number, adapters.shape, name
+        self.adapters, self.channels = len(adapters.configs), len(adapters.configs) * adapters.shape.width
+        self.register_buffer("in_proj", torch.zeros(4 * self.channels, hidden), persistent=False)
+        self.register_buffer("beta_bias", torch.zeros(self.channels, dtype=torch.float32), persistent=False)
         self.traced = vllm_config.compilation_config.mode != CompilationMode.NONE
         self.kv_cache = (torch.tensor([]),)
         self.states = torch.tensor([])
@@ -46,43 +48,63 @@ class MemoryLayer(nn.Module, MambaBase):
         vllm_config.compilation_config.static_forward_context[name] = self
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [tokens, hidden], the attention's input → reads [tokens, N·r] float32, scaled by α/r."""
+        """x [tokens, hidden], the attention's input → reads [tokens, adapters·N·r] float32."""
         projected = F.linear(x, self.in_proj)
-        reads = torch.empty(x.shape[0], self.config.width, dtype=torch.float32, device=x.device)
+        reads = torch.empty(x.shape[0], self.channels, dtype=torch.float32, device=x.device)
         run = getattr(torch.ops.vllm, OPERATOR) if self.traced else _memory
         run(projected, reads, self.name)
         return reads
 
     def run(self, projected: Tensor, reads: Tensor, metadata: MemoryMetadata) -> None:
-        """The step's sequences: read before write; ``reads`` [tokens, N·r] is filled."""
-        pages = self.kv_cache[0]
-        choices = metadata.choices(pages)
-        decoded = 0 if choices.page_d is None else len(choices.page_d)
-        total = decoded + metadata.num_prefill_tokens
-        if choices.page_d is not None:
-            paged_step(
-                projected[:decoded], self.beta_bias, self.states, choices.page_d, choices.writes_d, reads[:decoded]
-            )
-        if choices.page_p is not None:
-            paged_scan(
-                projected[decoded:total], self.beta_bias, self.states, choices.page_p, metadata.rows,
-                choices.writes_p, reads[decoded:total],
-            )  # fmt: skip
-        if choices.strength is not None:
-            reads[:total] *= choices.strength
+        """The step's sequences: read before write; ``reads`` [tokens, adapters·N·r] is filled."""
+        choices = metadata.choices(self.kv_cache[0])
+        total = len(choices.adapter)
         if total < len(reads):
             reads[total:] = 0  # padding of a graph's size
+            projected, reads = projected[:total], reads[:total]
+        if self.adapters == 1:
+            self._recur(projected, self.beta_bias, reads, metadata, choices)
+        else:
+            self._recur_each(projected, reads, metadata, choices)
+        if choices.strength is not None:
+            reads *= choices.strength
+
+    def _recur_each(self, projected: Tensor, reads: Tensor, metadata: MemoryMetadata, choices: Choices) -> None:
+        """Every token by its own adapter, and zeros in its reads beside that one's."""
+        width = self.shape.width
+        own = torch.arange(len(reads), device=reads.device), choices.adapter
+        chosen = projected.unflatten(1, (self.adapters, -1))[own].float()
+        chosen[:, -width:] += self.beta_bias.view(-1, width)[choices.adapter]
+        found = reads.new_empty(len(reads), width)
+        self._recur(chosen, torch.zeros_like(self.beta_bias[:width]), found, metadata, choices)
+        reads.zero_().view(-1, self.adapters, width)[own] = found
+
+    def _recur(
+        self, projected: Tensor, beta_bias: Tensor, reads: Tensor, metadata: MemoryMetadata, choices: Choices
+    ) -> None:
+        """projected [tokens, 4·N·r] → reads [tokens, N·r]: those that decode one token, then the prompts."""
+        if choices.page_p is None:
+            paged_step(projected, beta_bias, self.states, choices.page_d, choices.writes_d, reads)
+            return
+        decoded = 0
+        if choices.page_d is not None:
+            decoded = len(choices.page_d)
+            paged_step(projected[:decoded], beta_bias, self.states, choices.page_d, choices.writes_d, reads[:decoded])
+        paged_scan(
+            projected[decoded:], beta_bias, self.states, choices.page_p, metadata.rows, choices.writes_p,
+            reads[decoded:],
+        )  # fmt: skip
 
     # --- what vLLM asks a layer with a state
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         """Take the pages."""
         super().bind_kv_cache(kv_cache)
-        self.states = states_in(self.kv_cache[0], self.config)
+        self.states = states_in(self.kv_cache[0], self.shape)
 
     def get_state_shape(self) -> tuple[tuple[int, ...], ...]:
         """Of one page."""
-        return ((page_size(self.config),),)
+        return ((page_size(self.shape),),)
 
     def get_state_dtype(self) -> tuple[torch.dtype, ...]:
         """Of one page: memories are float32 whatever the backbone is."""

@@ -12,7 +12,7 @@ from vllm.v1.attention.backends.mamba_attn import BaseMambaAttentionMetadata, Ba
 
 from deltamem_kernels.paged import PaddedRows
 from deltamem_vllm.names import BACKEND
-from deltamem_vllm.page import first_written, strengths
+from deltamem_vllm.page import adapter_numbers, first_written, strengths
 
 
 @dataclass
@@ -32,37 +32,40 @@ class MemoryMetadata(BaseMambaAttentionMetadata):
     choice: Choices | None = None
 
     def choices(self, pages: Tensor) -> Choices:
-        """Which tokens are written and how strongly they steer; it stands in every layer's page, so one is read."""
+        """What a page says of its sequence's tokens; it stands in every layer's page, so one is read."""
         if self.choice is None:
             self.choice = Choices(self, pages)
         return self.choice
 
 
 class Choices:
-    """Tokens' pages, whether they are written, how strongly they steer.
+    """Tokens' pages, whether they are written, how strongly they steer, and by which adapter.
 
     Attributes:
         page_d, page_p: [sequences] int64, of those that decode and of those that read a prompt; None: there are none.
         writes_d, writes_p: [tokens] bool; None: all.
         strength: [tokens, 1] float32; None: all steer as trained.
+        adapter: [tokens] int64, its number.
     """
 
     def __init__(self, metadata: MemoryMetadata, pages: Tensor):
         self.page_d = self.page_p = self.writes_d = self.writes_p = None
-        steering = []
+        pages_of_tokens = []
         if metadata.state_indices_tensor_d is not None and metadata.num_decodes:
             self.page_d = metadata.state_indices_tensor_d[:, 0].long()
             own = pages.index_select(0, self.page_d)
             self.writes_d = metadata.seq_lens[: len(own)] - 1 >= first_written(own)
-            steering.append(strengths(own))
+            pages_of_tokens.append(own)
         if metadata.rows is not None:
             assert metadata.state_indices_tensor_p is not None
             self.page_p = metadata.state_indices_tensor_p.long()
             own = pages.index_select(0, self.page_p)
             of_token = metadata.rows.repeat(own)
             self.writes_p = metadata.positions_p >= first_written(of_token)
-            steering.append(strengths(of_token))
-        self.strength: Tensor | None = torch.cat(steering).unsqueeze(1)
+            pages_of_tokens.append(of_token)
+        own = torch.cat(pages_of_tokens)
+        self.strength: Tensor | None = strengths(own).unsqueeze(1)
+        self.adapter = adapter_numbers(own).long()
         if not pages.is_cuda:  # where a look at the values waits for nothing, most steps need neither
             self.writes_d, self.writes_p = (None if _all(w) else w for w in (self.writes_d, self.writes_p))
             self.strength = None if _all(self.strength == 1) else self.strength

@@ -22,12 +22,12 @@ from vllm.sampling_params import RequestOutputKind
 from deltamem.chat.messages import Message
 from deltamem.chat.open_turn import OpenTurn
 from deltamem.chat.reply import TurnOptions
-from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
 from deltamem.decoding.key_values import KeyValues
 from deltamem.memory import DeltaMemory
 from deltamem.protocol.errors import RequestError
 from deltamem_vllm.handover import Handover, from_bytes, to_bytes
+from deltamem_vllm.runtime import EngineRuntime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +55,17 @@ class EngineTurn(OpenTurn):
 
     Attributes:
         tokens: the whole prompt.
+        adapter: by which name the engine knows it.
 
     Raises:
         RequestError: a way of drawing tokens that the engine doesn't have.
     """
 
-    def __init__(self, runtime: ChatRuntime, before: ChatState, messages: Sequence[Message], options: TurnOptions):
+    def __init__(self, runtime: EngineRuntime, before: ChatState, messages: Sequence[Message], options: TurnOptions):
         if not isinstance(before.keys, EngineSequence):  # another engine's keys and values spare nothing here
             before = replace(before, keys=KeyValues(), parts=())
         super().__init__(runtime, before, messages, options)
+        self.adapter = runtime.adapter
         if options.typical_p != 1:
             raise RequestError("typical_p: vLLM doesn't draw tokens in this way", "unsupported", "typical_p")
         wrong = [token for token in options.logit_bias if not 0 <= token < runtime.vocabulary]
@@ -82,7 +84,7 @@ class EngineTurn(OpenTurn):
         """What the engine is told of the memory; ``keep``: under which key to keep it."""
         sequence, write = self.sequence, self.options.write
         start = sequence.write_from if write else None
-        return Handover(to_bytes(sequence.base), start, sequence.strength, keep if write else None)
+        return Handover(to_bytes(sequence.base), start, sequence.strength, keep if write else None, self.adapter)
 
     def sampling(self, keep: str) -> SamplingParams:
         """How the engine is to answer."""

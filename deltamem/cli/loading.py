@@ -113,16 +113,26 @@ def load_named(named: Named, device: str | None, dtype: str):
     Raises:
         DeltaMemError: a part can't be had.
     """
+    from deltamem.model import DeltaMemModel
+
+    backbone, tokenizer = load_backbone(named.base, named.revision, device, dtype)
+    return DeltaMemModel.from_pretrained(backbone, named.folder), tokenizer
+
+
+def load_backbone(base: str, revision: str | None, device: str | None, dtype: str):
+    """(transformers' model, tokenizer) in eval mode.
+
+    Raises:
+        DeltaMemError: it can't be had.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     from deltamem.backbone.facts import computed_dtype
-    from deltamem.model import DeltaMemModel
 
     logging.disable_progress_bar()
-    folder, base, revision = named
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         backbone = AutoModelForCausalLM.from_pretrained(
@@ -137,4 +147,4 @@ def load_named(named: Named, device: str | None, dtype: str):
         backbone = backbone.to(device).eval()
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {error}") from error
-    return DeltaMemModel.from_pretrained(backbone, folder), tokenizer
+    return backbone, tokenizer

@@ -27,7 +27,13 @@ Then: curl localhost:8000/v1/chat/completions -H "Content-Type: application/json
 
 def command(
     base: loading.BaseOption = None,
-    adapter: loading.AdapterOption = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter: a folder (also of the public release), a Hub id, or models:/NAME@ALIAS; NAME=ADAPTER says "
+            "what clients call it. With --engine vllm it may be repeated, for several on one backbone."
+        ),
+    ] = None,
     model: loading.ModelOption = None,
     registry: loading.RegistryOption = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model. Default: the adapter's name.")] = None,
@@ -98,17 +104,19 @@ def command(
     check_reach(host, api_key, origins)
     place = bind(host, port)
     loading.check_dtype(dtype)
-    named, strength, start = loading.find(base, adapter, model, registry), checked_strength(strength), None
+    served, strength, start = _served(base, adapter or [], model, registry, name), checked_strength(strength), None
     if engine is None:
         if engine_settings is not None:
             raise DeltaMemError("--engine-settings are for another engine: name it with --engine")
+        if len(served) > 1:
+            raise DeltaMemError("several adapters need --engine vllm; without it, start one server for each")
+        ((name, named),) = served.items()
         delta_model, tokenizer = loading.load_named(named, device, dtype)
         delta_model.strength = strength
-        runtime = ChatRuntime(delta_model, tokenizer, window, part_tokens)
+        runtimes = {name: ChatRuntime(delta_model, tokenizer, window, part_tokens)}
     else:
-        runtime, start = _engine(engine)(named, window, dtype, strength, _json_object(engine_settings))
+        runtimes, start = _engine(engine)(served, window, dtype, strength, _json_object(engine_settings))
     settings = ServerSettings(
-        model_name=name or _model_name(model or adapter or ""),
         store=store,
         api_key=api_key,
         most_together=batch_size,
@@ -118,13 +126,41 @@ def command(
         requests=RequestLimits(int(max_body_mb * 2**20), reply_tokens=max_reply_tokens),
         kept=StoreLimits(max_sessions, int(max_store_gb * 2**30), int(max_held_gb * 2**30), max_age_days * 86_400),
     )
-    app = create_app(runtime, settings, start)
+    app = create_app(runtimes, settings, start)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    Console().print(f"serving {settings.model_name} at {address} (sessions in {store})", soft_wrap=True)
+    Console().print(f"serving {', '.join(runtimes)} at {address} (sessions in {store})", soft_wrap=True)
     make_server(app, host, port).run([place])
 
 
-def _engine(name: str) -> Callable[..., tuple[ChatRuntime, StartEngine]]:
+def _served(
+    base: str | None, adapters: list[str], model: str | None, registry: str | None, name: str | None
+) -> dict[str, loading.Named]:
+    """What clients call each adapter, and where it is."""
+    served: dict[str, loading.Named] = {}
+    for text in adapters or [None]:
+        called, place = (None, None) if text is None else _split(text)
+        named = loading.find(base, place, model, registry)
+        called = called or _model_name(model or place or "")
+        if called in served:
+            raise DeltaMemError(f"two adapters are called {called}: name one of them, --adapter NAME={place}")
+        served[called] = named
+    if len({(named.base, named.revision) for named in served.values()}) > 1:
+        made = ", ".join(f"{called} for {named.base}" for called, named in served.items())
+        raise DeltaMemError(f"the adapters were made for several backbones ({made}): name the one to use with --base")
+    if name is not None and len(served) > 1:
+        raise DeltaMemError("--name is for one adapter; of several, say --adapter NAME=ADAPTER")
+    return served if name is None else dict.fromkeys([name], *served.values())
+
+
+def _split(adapter: str) -> tuple[str | None, str]:
+    """NAME=ADAPTER → both; a folder may have an equals sign in its own name."""
+    name, sign, place = adapter.partition("=")
+    if not sign or "/" in name or Path(loading.home(adapter)).exists():
+        return None, loading.home(adapter)
+    return name, loading.home(place)
+
+
+def _engine(name: str) -> Callable[..., tuple[dict[str, ChatRuntime], StartEngine]]:
     """What starts an engine that another package brings."""
     found = {point.name: point for point in entry_points(group="deltamem.engines")}
     if name not in found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -27,14 +27,17 @@ PAGE_POLICY = (
 )
 
 
-def create_app(runtime: ChatRuntime, settings: ServerSettings, start: StartEngine | None = None) -> FastAPI:
+def create_app(
+    runtimes: Mapping[str, ChatRuntime], settings: ServerSettings, start: StartEngine | None = None
+) -> FastAPI:
     """The ASGI application. Its engine runs and its store is open from now until its shutdown.
 
     Args:
+        runtimes: by the names that clients call the models; this library's own engine decodes one model's turns.
         start: starts the engine; None: this library's own.
     """
     metrics = Metrics()
-    server = ChatServer(runtime, settings, metrics, start)
+    server = ChatServer(runtimes, settings, metrics, start)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -58,12 +61,12 @@ def create_app(runtime: ChatRuntime, settings: ServerSettings, start: StartEngin
 
     @app.get("/v1/models", dependencies=guarded)
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [server.model_card]}
+        return {"object": "list", "data": list(server.model_cards.values())}
 
     @app.get("/v1/models/{model:path}", dependencies=guarded)
     async def model(model: str) -> dict[str, Any]:
         server.check_model(model)
-        return server.model_card
+        return server.model_cards[model]
 
     @app.get("/v1/sessions/{session_id}", dependencies=guarded)
     async def session(session_id: SessionId) -> dict[str, Any]:

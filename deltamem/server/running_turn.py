@@ -14,6 +14,7 @@ from deltamem.chat.reply import TurnOptions
 from deltamem.chat.runtime import ChatRuntime
 from deltamem.chat.state import ChatState
 from deltamem.chat.turn import frozen_turn
+from deltamem.protocol.errors import RequestError
 from deltamem.protocol.requests import ChatRequest, new_messages
 from deltamem.protocol.responses import Completion, session_facts
 from deltamem.server.errors import ApiError, as_api_error
@@ -25,6 +26,7 @@ class RunningTurn:
     """One request's turn.
 
     Args:
+        runtime: of the model that is asked.
         lock: the session's, which lets one turn of it happen at a time; None where the request names no session.
     """
 
@@ -50,7 +52,7 @@ class RunningTurn:
             loop = asyncio.get_running_loop()
             emit = partial(_in_loop, loop, self._take)
             kept = None if self.asked.without_memory else self.session_id
-            commit = (lambda state: state) if kept is None else partial(self.store.put, kept)
+            commit = (lambda state: state) if kept is None else partial(self.store.put, self.asked.model, kept)
             self.engine.submit(Job(turn, emit, commit, self._called_off))
         except BaseException:
             self._unlock()
@@ -101,7 +103,17 @@ class RunningTurn:
         if self.session_id is None:
             return self.runtime.new_state()
         self.store.check_room(self.session_id)
-        return self.store.get(self.session_id) or self.runtime.new_state()
+        state = self.store.get(self.session_id)
+        if state is None:
+            return self.runtime.new_state()
+        if (owner := self.store.model(self.session_id)) != self.asked.model:
+            raise RequestError(
+                f"session {self.session_id!r} is one of the model {owner!r}, and its memory says nothing to "
+                f"{self.asked.model!r}: ask {owner!r}, or name another session",
+                "session_unusable",
+                "model",
+            )
+        return state
 
     def _take(self, event: str | Finished | BaseException) -> None:
         if not isinstance(event, str):

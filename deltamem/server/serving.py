@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -35,7 +35,6 @@ class ServerSettings:
     """What whoever starts a server decides.
 
     Attributes:
-        model_name: what /v1/models calls the model.
         store: folder of the kept sessions.
         api_key: None lets everybody on this machine in.
         most_together: turns decoded in one pass.
@@ -44,7 +43,6 @@ class ServerSettings:
         origins: of web pages elsewhere that may call the server ("https://chat.example", or "*" for any).
     """
 
-    model_name: str
     store: FilePath
     api_key: str | None = None
     most_together: int = 8
@@ -56,14 +54,24 @@ class ServerSettings:
 
 
 class ChatServer:
-    """What the routes do."""
+    """What the routes do.
 
-    def __init__(self, runtime: ChatRuntime, settings: ServerSettings, metrics: Metrics, start: StartEngine | None):
-        self.runtime, self.settings, self.metrics = runtime, settings, metrics
-        self.store = SessionStore(runtime, settings.store, settings.kept, metrics)
+    Args:
+        runtimes: by the names that clients call the models.
+    """
+
+    def __init__(
+        self,
+        runtimes: Mapping[str, ChatRuntime],
+        settings: ServerSettings,
+        metrics: Metrics,
+        start: StartEngine | None,
+    ):
+        self.runtimes, self.settings, self.metrics = runtimes, settings, metrics
+        self.store = SessionStore(runtimes, settings.store, settings.kept, metrics)
         self.engine = (start or TurnScheduler)(metrics, settings.most_together, settings.most_waiting)
-        self.model_card = {"id": settings.model_name, "object": "model", "created": int(time.time())}
-        self.model_card["owned_by"] = "deltamem"
+        common = {"object": "model", "created": int(time.time()), "owned_by": "deltamem"}
+        self.model_cards = {name: {"id": name, **common} for name in runtimes}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def close(self) -> None:
@@ -83,8 +91,8 @@ class ChatServer:
 
     def check_model(self, name: str) -> None:
         """Raise ApiError if the server has no such model."""
-        if name != self.settings.model_name:
-            message = f"there is no model {name!r} here; this server has {self.settings.model_name!r}"
+        if name not in self.runtimes:
+            message = f"there is no model {name!r} here; this server has {', '.join(map(repr, self.runtimes))}"
             raise ApiError(404, message, "model_not_found", "model")
 
     def check_alive(self) -> None:
@@ -99,10 +107,11 @@ class ChatServer:
         if asked.session_id is None and (header := request.headers.get("x-session-id")) is not None:
             asked = ChatRequest.model_validate({**asked.model_dump(exclude_unset=True), "session_id": header})
         self.check_model(asked.model)
-        options = asked.options(self.runtime.sampling, self.settings.requests.reply_tokens)
+        runtime = self.runtimes[asked.model]
+        options = asked.options(runtime.sampling, self.settings.requests.reply_tokens)
         lock = None if asked.session_id is None else self.lock(asked.session_id)
         asked.history = asked.history or self.settings.history
-        turn = RunningTurn(self.runtime, self.store, self.engine, asked, lock)
+        turn = RunningTurn(runtime, self.store, self.engine, asked, lock)
         await turn.start(options)
         first = await turn.next()
         self.metrics.first_token.observe(time.perf_counter() - arrived)
@@ -119,6 +128,7 @@ class ChatServer:
         return {
             "id": session_id,
             "object": "session",
+            "model": self.store.model(session_id),
             "messages": list(state.messages),
             "disk_bytes": self.store.disk_bytes(session_id),
             **session_facts(state),
@@ -126,7 +136,8 @@ class ChatServer:
 
     def clear(self, session_id: str) -> dict[str, Any]:
         """DELETE /v1/sessions/ID/prompt: its turns stay in the memory only. Its lock is held."""
-        self.store.put(session_id, self._known(session_id).cleared())
+        state = self._known(session_id).cleared()
+        self.store.put(self.store.model(session_id), session_id, state)
         return self.describe(session_id)
 
     def _known(self, session_id: str) -> ChatState:

@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +56,18 @@ class _Kept:
 class SessionStore:
     """Sessions by id. Safe to use from several threads, as long as one session is used by one at a time.
 
+    Args:
+        runtimes: the models by name; a session belongs to the one that it was begun with.
+
     Raises:
         DeltaMemError: another server uses the folder, or it can't be written.
     """
 
-    def __init__(self, runtime: ChatRuntime, root: Path, limits: StoreLimits, metrics: Metrics):
-        self.runtime, self.root, self.limits, self.metrics = runtime, root, limits, metrics
+    def __init__(self, runtimes: Mapping[str, ChatRuntime], root: Path, limits: StoreLimits, metrics: Metrics):
+        self.runtimes, self.root, self.limits, self.metrics = runtimes, root, limits, metrics
         self._guard = threading.Lock()
         self._held: OrderedDict[str, ChatState] = OrderedDict()
+        self._models: dict[str, str] = {}
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_file = (root / "lock").open("w")
@@ -95,9 +100,14 @@ class SessionStore:
             if name in self._held:
                 self._held.move_to_end(name)
                 return self._held[name]
-        state = session_files.load(self.runtime, self.root / name)
-        self._hold(name, state)
+        model = self._model_in(self.root / name)
+        state = session_files.load(self.runtimes[model], self.root / name)
+        self._hold(name, state, model)
         return state
+
+    def model(self, session_id: str) -> str:
+        """The name of the model that a session, once got or put, belongs to."""
+        return self._models[_name(session_id)]
 
     def check_room(self, session_id: str) -> None:
         """Raise StoreFullError if this would be a new session and there is no room for one."""
@@ -106,13 +116,13 @@ class SessionStore:
             if full and _name(session_id) not in self._kept:
                 raise StoreFullError("no more sessions can be kept; delete some")
 
-    def put(self, session_id: str, state: ChatState) -> ChatState:
-        """Keep a state; when this returns, it is on disk."""
+    def put(self, model: str, session_id: str, state: ChatState) -> ChatState:
+        """Keep a state of a model's session; when this returns, it is on disk."""
         name = _name(session_id)
-        state = session_files.save(self.runtime, state, self.root / name, {"session_id": session_id})
+        state = session_files.save(self.runtimes[model], state, self.root / name, {"session_id": session_id})
         with self._guard:
             self._kept[name] = _weigh(self.root / name)
-        self._hold(name, state)
+        self._hold(name, state, model)
         return state
 
     def delete(self, session_id: str) -> bool:
@@ -137,6 +147,7 @@ class SessionStore:
     def _remove(self, name: str) -> bool:
         with self._guard:
             self._held.pop(name, None)
+            self._models.pop(name, None)
             if self._kept.pop(name, None) is None:
                 return False
             # one rename, so that a crash never leaves half a session behind
@@ -146,9 +157,15 @@ class SessionStore:
         self._tell()
         return True
 
-    def _hold(self, name: str, state: ChatState) -> None:
+    def _model_in(self, folder: Path) -> str:
+        """The model whose session lies there; if it is none's, one that will say so."""
+        digest = session_files.read_manifest(folder)["adapter_digest"]
+        first, *_ = self.runtimes
+        return next((name for name, runtime in self.runtimes.items() if runtime.adapter_digest == digest), first)
+
+    def _hold(self, name: str, state: ChatState, model: str) -> None:
         with self._guard:
-            self._held[name] = state
+            self._held[name], self._models[name] = state, model
             self._held.move_to_end(name)
             while len(self._held) > 1 and self._held_bytes() > self.limits.memory_bytes:
                 self._held.popitem(last=False)

@@ -1,6 +1,7 @@
 """What can't be served is refused before anything is loaded, with the reason."""
 
 import json
+import shutil
 
 import pytest
 
@@ -10,10 +11,10 @@ from deltamem.errors import UnsupportedModelError
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, loaded_models):
     """A backbone and a tsw adapter."""
-    from tests.deltamem_vllm.engines import make_pair
+    from tests.deltamem_vllm.engines import make_models
 
     folder = tmp_path_factory.mktemp("pair")
-    make_pair(folder)
+    make_models(folder)
     return folder
 
 
@@ -47,14 +48,32 @@ def test_what_a_memory_cannot_follow_is_refused(folders, changes, reason):
         configure(folders, **changes)
 
 
-def test_ssw_is_refused_and_told_where_it_can_be_served(folders, tmp_path):
-    config = json.loads((folders / "adapter/adapter_config.json").read_text())
-    (tmp_path / "ssw").mkdir()
-    (tmp_path / "ssw/adapter_config.json").write_text(json.dumps({**config, "strategy": "ssw"}))
-    weights = (folders / "adapter/adapter_model.safetensors").read_bytes()
-    (tmp_path / "ssw/adapter_model.safetensors").write_bytes(weights)
+def changed(folders, place, **changes):
+    """The adapter once more, with another configuration."""
+    shutil.copytree(folders / "adapter", place)
+    config = json.loads((place / "adapter_config.json").read_text())
+    (place / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    return str(place)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another"])
+def test_ssw_is_refused_and_told_where_it_can_be_served(folders, tmp_path, beside):
+    ssw = changed(folders, tmp_path / "ssw", strategy="ssw")
+    named = {"tsw": str(folders / "adapter"), "ssw": ssw} if beside else ssw
     with pytest.raises(Exception, match="without --engine"):
-        configure(folders, additional_config={"deltamem_adapter": str(tmp_path / "ssw")})
+        configure(folders, additional_config={"deltamem_adapter": named})
+
+
+@pytest.mark.parametrize("key, value", [("rank", 4), ("steer", ["q", "v"]), ("layers", [0, 1])])
+def test_adapters_that_cannot_lie_side_by_side_are_refused_with_what_differs(folders, tmp_path, key, value):
+    named = {"one": str(folders / "adapter"), "other": changed(folders, tmp_path / "other", **{key: value})}
+    with pytest.raises(Exception, match=f"the same {key}, but 'one' has .* and 'other' has"):
+        configure(folders, additional_config={"deltamem_adapter": named})
+
+
+def test_layers_named_one_by_one_are_the_same_as_all_of_them(folders, tmp_path):
+    named = {"all": str(folders / "adapter"), "named": changed(folders, tmp_path / "named", layers=[0, 1, 2])}
+    assert configure(folders, additional_config={"deltamem_adapter": named}) is not None
 
 
 def test_a_backbone_without_a_class_is_refused_and_told_how_to_make_one(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deltamem import DeltaMemory
-from tests.deltamem_vllm.engines import assert_equal, assert_same_memory, draw_prompts
+from tests.deltamem_vllm.engines import assert_equal, assert_same_memory, draw_prompts, metric
 
 BLOCK = 32
 
@@ -58,13 +58,7 @@ def test_cached_beginnings_are_those_of_the_same_memory_only(engine):
         again = engine.run([prompt], [memory])[0]
         assert again[0] == before[0]
         assert_same_memory(again[2], before[2], atol=1e-5)
-    assert hits(engine) > 0
-
-
-def hits(engine):
-    """Tokens that the cache of beginnings has spared."""
-    metrics = {metric.name: getattr(metric, "value", 0) for metric in engine.llm.get_metrics()}
-    return metrics["vllm:prefix_cache_hits"]
+    assert metric(engine, "prefix_cache_hits") > 0
 
 
 def test_how_strongly_it_steers_is_the_requests_to_say(engine):
@@ -143,7 +137,6 @@ def test_preempted_requests_end_as_if_they_had_not_been(start_engine, caching):
     prompts = draw_prompts(60, 61, 62, 63, 50, 40, seed=16)
     memories = [written(engine, text) for text in draw_prompts(*[20] * 6, seed=17)]
     found = engine.run(prompts, memories, tokens=60)
-    metrics = {metric.name: getattr(metric, "value", 0) for metric in engine.llm.get_metrics()}
-    assert metrics["vllm:num_preemptions"] > 0
+    assert metric(engine, "num_preemptions") > 0
     for row, reply in enumerate(found):
         assert_equal(reply, engine.expected(prompts[row], memories[row], tokens=60))

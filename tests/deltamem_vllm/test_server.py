@@ -46,7 +46,8 @@ def hashed(session):
 def serve(folder, store, port):
     """The command's words."""
     command = [sys.executable, "-c", "from deltamem.cli import main; main()", "serve", "--engine", "vllm"]
-    command += ["--base", str(folder / "base"), "--adapter", str(folder / "tiny"), "--store", str(store)]
+    command += ["--base", str(folder / "base"), "--adapter", str(folder / "tiny")]
+    command += ["--adapter", f"second={folder / 'msw'}", "--store", str(store)]
     return [*command, "--port", str(port), "--engine-settings", json.dumps(SETTINGS)]
 
 
@@ -96,6 +97,7 @@ def folder(tmp_path_factory):
     model.base_model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     model.save_pretrained(folder / "tiny")
+    make_chat_model("msw", base=BASE)[0].save_pretrained(folder / "msw")
     return folder
 
 
@@ -164,6 +166,21 @@ def test_turns_are_those_of_a_chat_of_our_own(server, runtime):
         state = server.kept("own", runtime)
         assert state.tokens == chat.state.tokens
         assert_same_memory(state.memory, chat.memory)
+
+
+def test_each_model_answers_by_its_own_adapter_and_keeps_its_own_sessions(server, folder):
+    assert [model.id for model in connect(server.url).models.list()] == ["tiny", "second"]
+    second = ChatRuntime(*load(str(folder / "base"), str(folder / "msw"), None, "cpu", "auto"))
+    chat = ChatSession(second.model, second.tokenizer)
+    for text in ("a note to the second", "and another"):
+        assert content(server.ask(text, "of-second", model="second")) == chat.send(text, max_new_tokens=6).text
+    refused = server.ask("hi", "of-second").json()["error"]
+    assert refused["code"] == "session_unusable" and "ask 'second'" in refused["message"]
+    assert content(server.ask("go on", "of-second", model="second")) == chat.send("go on", max_new_tokens=6).text
+    assert_same_memory(server.kept("of-second", second).memory, chat.memory)
+    assert http.get(f"{server.url}/v1/sessions/of-second").json()["model"] == "second"
+    unknown = server.ask("hi", model="third")
+    assert unknown.status_code == 404 and "'tiny', 'second'" in unknown.json()["error"]["message"]
 
 
 def test_a_question_that_is_not_written_leaves_the_memory_as_it_is(server, runtime):

@@ -32,7 +32,7 @@ class RunningServer:
 
     def __init__(self, store, model=None, window=None, part_tokens=512, head_seconds=15.0, name="tiny", **settings):
         self.runtime = ChatRuntime(*(model or make_chat_model()), window, part_tokens)
-        self.app = create_app(self.runtime, ServerSettings(name, store, **settings))
+        self.app = create_app({name: self.runtime}, ServerSettings(store, **settings))
         self.chat = self.app.state.server
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]

@@ -155,7 +155,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(saved_model, start_server, tmp_p
     model = load(str(saved_model[0]), str(saved_model[1]), None, "cpu", "auto")
     again = start_server(store=store, model=model)
     with pytest.raises(DeltaMemError, match="another server"):
-        SessionStore(again.runtime, store, StoreLimits(), Metrics())
+        SessionStore({"tiny": again.runtime}, store, StoreLimits(), Metrics())
     for number in range(SESSIONS):
         state = again.chat.store.get(f"s{number}")
         turns = len(state.messages) // 2

@@ -1,0 +1,81 @@
+"""The adapters that an engine serves, side by side on one backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import pairwise
+
+from torch import Tensor
+from vllm.config import VllmConfig
+
+from deltamem.adapters.files import load_adapter
+from deltamem.adapters.locate import locate
+from deltamem.config import DeltaMemConfig
+from deltamem.errors import ConfigError
+from deltamem_vllm.names import ADAPTER
+
+
+class Adapters:
+    """Adapters whose weights can lie side by side: with the same rank, heads and layers.
+
+    Their numbers of states may differ, as those of tsw and msw do: a layer has as many as the adapter with the most
+    needs, and of another adapter those beyond its own have weights of zero and stay empty.
+
+    Args:
+        loaded: configuration and tensors, by name.
+        depth: layers of the backbone.
+
+    Attributes:
+        configs: by name; the order numbers the adapters.
+        tensors: in the same order.
+        layers: that have a memory.
+        shape: configuration of the adapter with the most states, after which layers and pages are made.
+
+    Raises:
+        ConfigError: they differ in what they must share, or name a layer that the backbone lacks.
+    """
+
+    def __init__(self, loaded: Mapping[str, tuple[DeltaMemConfig, dict[str, Tensor]]], depth: int):
+        self.configs = {name: config for name, (config, _) in loaded.items()}
+        self.tensors = [tensors for _, tensors in loaded.values()]
+        self.shape = max(self.configs.values(), key=lambda config: config.states)
+        shared = {
+            name: {"rank": config.rank, "steer": config.steer, "layers": config.layers or tuple(range(depth))}
+            for name, config in self.configs.items()
+        }
+        for (one, its), (other, others) in pairwise(shared.items()):
+            for key, value in its.items():
+                if value != others[key]:
+                    raise ConfigError(
+                        f"one engine serves adapters of the same {key}, but {one!r} has {value} and {other!r} has "
+                        f"{others[key]}: start one engine for each"
+                    )
+        self.layers: tuple[int, ...] = shared[next(iter(shared))]["layers"]
+        if max(self.layers) >= depth:
+            raise ConfigError(f"the adapter names layer {max(self.layers)}, the backbone has layers 0 to {depth - 1}")
+
+    def number(self, name: str) -> int:
+        """An adapter's place in the order."""
+        return list(self.configs).index(name)
+
+
+def adapters_of(vllm_config: VllmConfig) -> Adapters:
+    """The adapters that the engine's configuration names.
+
+    Raises:
+        ConfigError: none is named, or they can't be served by one engine.
+        AdapterFormatError: a folder is malformed.
+    """
+    said = vllm_config.additional_config
+    named = said.get(ADAPTER) if isinstance(said, dict) else None
+    if not named:
+        raise ConfigError(f'name the adapter: --additional-config \'{{"{ADAPTER}": "FOLDER"}}\'')
+    places = {str(named): named} if not isinstance(named, dict) else named
+    depth = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
+    return _load(tuple((name, str(place)) for name, place in places.items()), depth)
+
+
+@lru_cache(maxsize=1)
+def _load(places: tuple[tuple[str, str], ...], depth: int) -> Adapters:
+    return Adapters({name: load_adapter(locate(place)) for name, place in places}, depth)
