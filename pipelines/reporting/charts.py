@@ -98,9 +98,10 @@ def effects(
 def lines(rows: pd.DataFrame, x: str, methods: Sequence[str], unit: str, x_unit: str) -> Figure:
     """One panel per method: a line with intervals per condition against ``x``, which doubles and may be 0."""
     methods = [method for method in methods if method in set(rows["method"])]
+    names = [name for name in COLOURS if name in set(rows["name"])]
     figure, axes = _panels(len(methods), 2.4, 0.4, sharex="all")
     for axis, method in zip(axes.flat, methods, strict=False):
-        for name in COLOURS:
+        for name in names:
             chosen = rows[(rows["method"] == method) & (rows["name"] == name)].sort_values(x)
             style = {"fmt": "o-", "markersize": 4, "capsize": 2, "color": COLOURS[name], "label": name}
             axis.errorbar(chosen[x], chosen["value"], yerr=_whiskers(chosen), **style)
@@ -117,14 +118,18 @@ def lines(rows: pd.DataFrame, x: str, methods: Sequence[str], unit: str, x_unit:
 
 
 def write_by_layer(estimates: Mapping[int, Estimate], unit: str, path: Path) -> None:
-    """An SVG with one bar and its interval per layer, the layers from left to right."""
+    """An SVG with one bar and its interval per layer, the layers from left to right; grey where it may be nothing."""
     rows = pd.DataFrame([estimate.to_dict() for estimate in estimates.values()])
     place = np.arange(len(rows))
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
-        axis.bar(place, rows["value"], color=COLOURS["state"])
+        low, high = (rows[name].astype(float) for name in ("low", "high"))  # None, which tells nothing, becomes NaN
+        clear = (low > 0) | (high < 0)
+        axis.bar(place, rows["value"], color=np.where(clear, COLOURS["state"], COLOURS["none"]))
         axis.errorbar(place, rows["value"], yerr=_whiskers(rows), fmt="none", ecolor=INK, elinewidth=0.7)
+        axis.axhline(0, color=INK, linewidth=0.8)
         axis.set_xticks(place, list(map(str, estimates)), fontsize=7)
+        axis.set_xlim(-0.7, len(rows) - 0.3)
         axis.grid(axis="x", visible=False)
         axis.set_xlabel("layer")
         axis.set_ylabel(unit)

@@ -155,6 +155,7 @@ def test_recall_of_a_chat_is_drawn_by_facts_and_by_turns_since(tmp_path):
     assert words == "Scores by number of turns since" and "<!-- turns since -->" in svg
     assert svg.index("<!-- tsw, 2 told -->") < svg.index("<!-- tsw, 4 told -->")
     assert svg.index("<!-- 0 -->") < svg.index("<!-- 8 -->")
+    assert "<!-- swapped -->" in svg and "<!-- unrelated -->" not in svg, "the legend names what was asked"
 
 
 def test_the_curve_shows_when_memory_forms(run, results, tmp_path):
