@@ -101,7 +101,8 @@ def backbone(tmp_path):
 
 @pytest.fixture
 def adapter(backbone, tmp_path):
-    get_delta_mem_model(load_backbone(backbone)[0], DeltaMemConfig()).save_pretrained(tmp_path / "adapter")
+    strong = DeltaMemConfig(output_init="random", online_gain=0.5)  # so that its memory changes what is said
+    get_delta_mem_model(load_backbone(backbone)[0], strong).save_pretrained(tmp_path / "adapter")
     return str(tmp_path / "adapter")
 
 
@@ -111,7 +112,7 @@ def squad(tmp_path):
     answers = [{"text": "in Lisbon", "answer_start": 12}]
     articles = []
     for number in range(10, 17):
-        questions = [{"id": f"q{number}", "question": "Where?", "answers": answers}]
+        questions = [{"id": f"q{number}", "question": f"Where is Ada{number}?", "answers": answers}]
         articles.append(
             {"title": f"{number}", "paragraphs": [{"context": f"Ada{number} lives in Lisbon.", "qas": questions}]}
         )
@@ -134,7 +135,7 @@ def test_memory_curves(backbone, adapter, squad, tmp_path):
     assert between[0] == 0 and 2 * len("Ada10 lives in Lisbon.") < between[1]
     layers = {row["layer"]: row["value"] for row in rows(tmp_path / "layers" / "rows.json")}
     assert list(layers) == ["all swapped", "all permuted", 0, 1]
-    assert len(set(layers.values())) == 4 and all(layers.values())
+    assert layers["all swapped"] == pytest.approx(found[0, "memory effect"]["nll"], rel=0.01) and all(layers.values())
     pictures = {f"{path.parent.name}/{path.stem}" for path in tmp_path.glob("*/*.svg")}
     assert pictures == {"capacity/exact_match", "retention/nll", "retention/f1", "layers/layers"}
 

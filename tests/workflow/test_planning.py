@@ -119,6 +119,22 @@ def test_a_strategy_may_start_from_anothers_adapter(workflow):
     }  # fmt: skip
 
 
+def test_a_backbones_own_replies_are_asked_for_before_its_episodes_are_made(workflow):
+    (workflow.folder / "chats.jsonl").touch()
+    source = {"kind": "replies", "asked": [{"file": "chats.jsonl"}]}
+    workflow.settings["data"] = {"sources": {"ordinary": source}}
+    workflow.settings |= {"benchmarks": ["held_out"], "register": {"champion_metric": "held_out/memory_effect_nll"}}
+    episodes = "results/tiny/data/tiny-random/train/manifest.json"
+    asking = "Asking tiny-random for its own replies: ordinary"
+    made = ["Fetching backbone tiny-random", "Making training and evaluation episodes for tiny-random", asking]
+    assert sorted(workflow.plan(episodes)) == sorted(made)
+    workflow.pretend()
+    source["weight"] = 2.0
+    assert not {asking, *made} & set(workflow.plan()), "how often training draws from it changes no reply"
+    source["max_new_tokens"] = 50
+    assert {asking, made[1]} <= set(workflow.plan()) and made[0] not in workflow.plan()
+
+
 def test_a_report_of_what_was_finished_does_not_hide_what_is_missing(workflow):
     workflow.pretend()
     cell = "tiny-random/ssw/seed42"
