@@ -35,6 +35,8 @@ from pipelines.training import checkpoint
 from pipelines.training.forecast import FLOPS, Forecast
 from pipelines.training.objective import MemoryObjective
 from pipelines.training.schedule import Schedule
+from tests.mlflow_server import USER, mlflow_server
+from tests.ray_head import free_port
 
 CELL = ("tiny-random", "tsw", 42)
 STEPS, KILL_AT = 24, 9
@@ -457,6 +459,63 @@ def test_a_training_is_seen_in_mlflow_and_tensorboard_while_it_runs_and_leaves_a
     assert run.data.params["max_steps"] == "4"
     assert list(layout.tracker(*CELL).glob("events.out.tfevents.*"))
     assert json.loads(layout.trace(*CELL).read_text())["traceEvents"]
+
+
+class Away(threading.Thread):
+    """An MLflow server that ends in mid-training, and is started again some steps later; a context manager."""
+
+    def __init__(self, folder: Path, state: Path):
+        super().__init__()
+        self.folder, self.state, self.port = folder, state, free_port()
+        self.up, self.ended = threading.Event(), threading.Event()
+        self.steps_without = 0
+        folder.mkdir()
+
+    def __enter__(self) -> None:
+        self.start()
+        self.up.wait()
+
+    def __exit__(self, *error) -> None:
+        self.ended.set()
+        self.join()
+
+    def run(self) -> None:
+        with mlflow_server(self.folder, port=self.port):
+            self.up.set()
+            left_at = self._wait_for(3)
+        self.steps_without = self._wait_for(KILL_AT) - left_at
+        with mlflow_server(self.folder, port=self.port):
+            self.ended.wait()
+
+    def _wait_for(self, steps: int) -> int:
+        done = 0
+        while done < steps and not self.ended.is_set():
+            done = max((lines(run / "curve.csv") - 1 for run in self.state.glob("run-*")), default=0)
+            time.sleep(0.005)
+        return done
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_was_away_gets_the_whole_curve(prepared, tmp_path, monkeypatch):
+    for name, value in USER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")  # a slow machine starts a server slowly
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "9")
+    server = Away(tmp_path / "server", tmp_path / "results/t/train_state" / "/".join(CELL[:2]) / "seed42")
+    address = f"http://127.0.0.1:{server.port}"
+    config = shorter(
+        prepared, tmp_path, train={"max_steps": STEPS, "num_workers": 1},
+        register={"live": True, "tracking_uri": address},
+    )  # fmt: skip
+    assert server.state == Layout(config).train_state(*CELL)
+    with server:
+        train_cell(config, *CELL)
+        client = MlflowClient(address)
+        (run,) = client.search_runs([client.get_experiment_by_name("t").experiment_id])
+        seen = client.get_metric_history(run.info.run_id, "curve/loss")
+    assert server.steps_without > 0
+    assert [(m.step, m.value) for m in seen] == [(int(r["step"]), float(r["loss"])) for r in curve_of(config)]
+    assert run.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(
