@@ -80,7 +80,7 @@ def capacity(
             texts = max(2, -(-questions // min(count, 4)))
             source = GeneratedSource(kind="generated", told="text", facts_per_paper=count, eval_papers=texts, seed=42)
             benchmark = OfSource(f"{count}-facts", source)
-            contexts = some_questions(list(benchmark.contexts()), questions)
+            contexts = some_questions(list(map(_shuffled, benchmark.contexts())), questions)
             yield from _compared(model, benchmark, contexts, {"facts": count}, how)
 
     measured = report(rows(), f"Facts that {model.name} holds", torch.device(device), out / "rows.json")
@@ -163,6 +163,12 @@ def with_others_after(every: Sequence[Context], asked: Sequence[Context], count:
         history = [*context.to_write, *(message for other in drawn for message in other.to_write)]
         longer.append(replace(context, history=history, written=None))
     return longer
+
+
+def _shuffled(context: Context) -> Context:
+    """Its questions in another order than that of the text, so that the first ones are of the whole of it."""
+    order = random.Random(context.context_id).sample(context.questions, len(context.questions))
+    return replace(context, questions=order)
 
 
 def _load(backbone: Path, adapter: str, device: str) -> Model:
