@@ -30,6 +30,8 @@ from deltamem.server.store import SessionStore, StoreLimits
 from deltamem.tools.throughput import TokenClock
 from pipelines.backbones.random_weights import byte_tokenizer
 
+NAME = "served"
+
 
 def main(
     base: Annotated[str | None, typer.Option(help="backbone folder; its weights don't matter for time")] = None,
@@ -137,10 +139,10 @@ def _served(model, tokenizer, context, tokens, count, folder):
     """From submitting all turns until the last is saved, so prompts and disk are in the time."""
     runtime, metrics = ChatRuntime(model, tokenizer), Metrics()
     runtime.end_ids = frozenset()  # replies of full length
-    store = SessionStore(runtime, folder, StoreLimits(), metrics)
+    store = SessionStore({NAME: runtime}, folder, StoreLimits(), metrics)
     chat = ChatSession(model, tokenizer)
     chat.send(_history(tokenizer, context), max_new_tokens=2)
-    states = [store.put(f"s{number}", chat.state) for number in range(count)]
+    states = [store.put(NAME, f"s{number}", chat.state) for number in range(count)]
     scheduler = TurnScheduler(metrics, most_together=count)
     question = [{"role": "user", "content": "Go on."}]
 
@@ -151,7 +153,7 @@ def _served(model, tokenizer, context, tokens, count, folder):
                 Job(
                     Turn(runtime, states[number], question, TurnOptions(max_new_tokens=tokens)),
                     emit=events.put,
-                    commit=lambda state, n=number: store.put(f"s{n}", state),
+                    commit=lambda state, n=number: store.put(NAME, f"s{n}", state),
                 )
             )
         left = count

@@ -10,6 +10,7 @@ from pipelines.config import resolve_config
 from pipelines.config.files import PROJECT_ROOT, read_layers
 from pipelines.data.shards import open_episodes
 from pipelines.preprocess import preprocess
+from pipelines.run.files import write_record
 from pipelines.run.layout import Layout
 from pipelines.strategies.kinds import recipe_of
 from pipelines.train import train_cell
@@ -36,6 +37,8 @@ def prepare(tmp_path, tiny_backbone):
         place = Layout(config).backbone("tiny-random")
         place.parent.mkdir(parents=True)
         place.symlink_to(tiny_backbone)
+        for source in config.data.replies:
+            _write_replies(Layout(config), source)
         preprocess(config, "tiny-random")
         return config
 
@@ -43,6 +46,15 @@ def prepare(tmp_path, tiny_backbone):
 
 
 FILES = ("squad", "tweets")
+
+
+def _write_replies(layout, source):
+    """What the stage leaves (``test_replies_stage.py``) of a backbone that comes to an end, as random weights don't."""
+    turns = ("user", "I live in Oslo."), ("assistant", "Noted."), ("user", "Which day is it?"), ("assistant", "I see.")
+    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    write_record(layout.replies_record("tiny-random", source), {})
+    for split in ("train", "eval"):
+        (layout.replies("tiny-random", source) / f"{split}.jsonl").write_text(json.dumps(chat) + "\n")
 
 
 def _write_files(folder):
