@@ -12,7 +12,7 @@ VLLM_INSTALLED := $(VLLM)/installed-$(shell cat deltamem_vllm/requirements.lock 
 UV := UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quantized test-vllm vllm-at-hand quickstart lint count docs lock lock-vllm clean
+.PHONY: help setup test test-slow test-quantized test-vllm vllm-at-hand quickstart lint count docs lock lock-vllm clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,13 @@ $(INSTALLED): $(VENV)/bin/python
 	@$(UV) pip install --quiet --no-deps --python $(VENV)/bin/python --editable .
 	@touch $@
 
-test: setup ## run the tests
-	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests -n 2 --dist worksteal
+PYTEST := $(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests -n 2 --dist worksteal
+
+test: setup ## run the tests, but for those that run stages end to end
+	$(PYTEST) -m "not slow"
+
+test-slow: setup ## run the tests that run stages end to end: Ray clusters, dying machines, servers
+	$(PYTEST) -m slow
 
 # Beside the environment and not in it: see the extra in pyproject.toml.
 test-quantized: setup ## run the tests of quantised backbones
