@@ -37,11 +37,16 @@ class Workflow:
         command = self.command(*arguments, config=config)
         return subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
 
-    def plan(self, *arguments: str, config: Path | list[Path] | None = None) -> list[str]:
-        """The messages of the jobs that would run ("Training tsw on …"), without anything being done."""
+    def said_of_plan(self, *arguments: str, config: Path | list[Path] | None = None) -> str:
+        """All that Snakemake says of the jobs that would run."""
         result = self.run("--dry-run", *arguments, config=config)
         text = result.stdout + result.stderr
         assert result.returncode == 0, text
+        return text
+
+    def plan(self, *arguments: str, config: Path | list[Path] | None = None) -> list[str]:
+        """The messages of the jobs that would run ("Training tsw on …"), without anything being done."""
+        text = self.said_of_plan(*arguments, config=config)
         jobs = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("Job ") and ": " in line]
         return [job.split(";")[0] for job in jobs]
 

@@ -66,9 +66,8 @@ def test_jobs_take_shares_of_gpus(workflow, monkeypatch, visible, limit, shared,
     workflow.settings["train"]["use_gpu"] = True
     workflow.settings["evaluate"] |= {"use_gpu": True, "gpus": 0.33}
     options = ["--resources", f"gpus={limit}"] if limit else []
-    planned = workflow.run("--dry-run", "--printshellcmds", *options)
-    assert planned.returncode == 0, planned.stderr
-    claims = re.findall(r"gpu_slots (\d+) \S+ -m pipelines\.(\w+) .*--strategy (\w+)", planned.stdout + planned.stderr)
+    planned = workflow.said_of_plan("--printshellcmds", *options)
+    claims = re.findall(r"gpu_slots (\d+) \S+ -m pipelines\.(\w+) .*--strategy (\w+)", planned)
     assert {(stage, strategy): int(claim) for claim, stage, strategy in claims} == {
         ("train", "shared"): shared,
         ("train", "spread"): spread,
@@ -80,9 +79,8 @@ def test_jobs_take_shares_of_gpus(workflow, monkeypatch, visible, limit, shared,
 def test_on_a_cluster_ray_gives_evaluations_their_gpus(workflow):
     workflow.settings["train"]["use_gpu"] = True
     workflow.settings["evaluate"] |= {"use_gpu": True, "gpus": 0.25}
-    planned = workflow.run("--dry-run", "--printshellcmds", "--workflow-profile", str(CLUSTER))
-    assert planned.returncode == 0, planned.stderr
-    claims = re.findall(r"run\.(\w+ .*?) \S+ -m pipelines\.(\w+)", planned.stdout + planned.stderr)
+    planned = workflow.said_of_plan("--printshellcmds", "--workflow-profile", str(CLUSTER))
+    claims = re.findall(r"run\.(\w+ .*?) \S+ -m pipelines\.(\w+)", planned)
     assert set(claims) == {("gpu_slots 0", "train"), ("on_cluster auto 0.25", "evaluate")}
     workflow.pretend()
     # where jobs run changes nothing of what is due
@@ -94,9 +92,8 @@ def test_under_slurm_jobs_take_the_gpus_that_they_get(workflow, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     workflow.settings["train"]["use_gpu"] = True
     workflow.settings["evaluate"] |= {"use_gpu": True, "gpus": 0.25}
-    planned = workflow.run("--dry-run", "--printshellcmds", "--workflow-profile", str(SLURM))
-    assert planned.returncode == 0, planned.stderr
-    claims = re.findall(r"gpu_slots (\d+) \S+ -m pipelines\.(\w+)", planned.stdout + planned.stderr)
+    planned = workflow.said_of_plan("--printshellcmds", "--workflow-profile", str(SLURM))
+    claims = re.findall(r"gpu_slots (\d+) \S+ -m pipelines\.(\w+)", planned)
     assert set(claims) == {("0", "train"), ("0", "evaluate")}
 
 
