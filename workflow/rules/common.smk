@@ -60,6 +60,8 @@ def gpu_shares(gpus, jobs=1):
 
 # Where a frozen or trained model is asked. On a cluster it is Ray that gives GPUs to jobs, wherever there is room; Snakemake decides only what is due.
 EVALUATION_GPUS = CONFIG.evaluate.gpus if CONFIG.evaluate.use_gpu else 0
+# What another scheduler is asked for; it doesn't know shares.
+EVALUATION_WHOLE_GPUS = 0 if CONFIG.train.ray_address else math.ceil(EVALUATION_GPUS)
 EVALUATION_SHARES = 0 if CONFIG.train.ray_address or not EVALUATION_GPUS else gpu_shares(EVALUATION_GPUS)
 EVALUATION_PLACE = (
     f"on_cluster {CONFIG.train.ray_address} {EVALUATION_GPUS:g}"

@@ -31,7 +31,7 @@ rule evaluate:
         part=lambda wildcards: part(parts.evaluate(CONFIG, wildcards.strategy, wildcards.benchmark)),
     resources:
         gpu_thousandths=EVALUATION_SHARES,
-        gpu=0 if CONFIG.train.ray_address else math.ceil(EVALUATION_GPUS),
+        gpu=EVALUATION_WHOLE_GPUS,
     shell:
         # in the shell's place, so that the job is Snakemake's own child and ends with it
         "exec {PYTHON} -m pipelines.run.{EVALUATION_PLACE}"

@@ -12,6 +12,7 @@ rule replies:
         part=lambda wildcards: part(parts.replies(CONFIG, wildcards.source)),
     resources:
         gpu_thousandths=EVALUATION_SHARES,
+        gpu=EVALUATION_WHOLE_GPUS,
     shell:
         "exec {PYTHON} -m pipelines.run.{EVALUATION_PLACE}"
         " {PYTHON} -m pipelines.replies --config {RESOLVED} --backbone {wildcards.backbone}"
