@@ -6,7 +6,17 @@ import pytest
 import typer
 from safetensors.torch import load_file
 
-from benchmarks import ablations, eight_gpus, generation, memory_curves, real_text, serving, small_steps, training_step
+from benchmarks import (
+    ablations,
+    cluster_occupancy,
+    eight_gpus,
+    generation,
+    memory_curves,
+    real_text,
+    serving,
+    small_steps,
+    training_step,
+)
 from benchmarks.asking import find_set, some_questions
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.backbone import prepare_backbone
@@ -202,3 +212,11 @@ def test_collectives_count_once_and_alone_only_while_nothing_is_computed():
     assert eight_gpus.communication(events) == {"collectives": 0.4, "… alone": 0.3}
     on_cpu = [step, span("aten::mm", 0, 50, "cpu_op"), span("gloo:all_reduce", 50, 75, "user_annotation")]
     assert eight_gpus.communication(on_cpu) == {"collectives": 0.25, "… alone": 0.25}
+
+
+def test_a_cluster_is_occupied_by_four_trainings_and_twelve_evaluations(tmp_path):
+    cards = cluster_occupancy.Cards(2, gpu=True, share=0.25)
+    config = cluster_occupancy.configuration(tmp_path, "ray", cards, "tiny", 5, 2, "127.0.0.1:1")
+    assert len(parts.cells(config)) == 4 and len(cluster_occupancy.evaluations(config)) == 12
+    look = cluster_occupancy.Look(1.0, trainings=1, evaluations=3, busy=None)
+    assert cluster_occupancy.occupancy([look], cards) == 0.875
