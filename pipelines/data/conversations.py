@@ -168,7 +168,7 @@ class _Draw(NamedTuple):
         if self.rng.random() < 0.6:
             return self.said(entry["ask"], "ask_frames", names)
         topic = pick(self.rng, entry["topics"]).format_map(names)
-        return pick(self.rng, _of_split(_texts()["topic_frames"], self.split)).format(topic)
+        return _capital(pick(self.rng, _of_split(_texts()["topic_frames"], self.split)).format(topic))
 
     def said(self, texts: Sequence[str], frames: str, names: Mapping[str, str]) -> str:
         """One of a person's phrasings, as it is or with something before it."""
@@ -183,8 +183,11 @@ class _Draw(NamedTuple):
 
 
 def _fill(text: str, names: Mapping[str, str]) -> str:
-    filled = text.format_map(names)
-    return filled[0].upper() + filled[1:]
+    return _capital(text.format_map(names))
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 @cache
