@@ -2,15 +2,17 @@
 
     python -m benchmarks.ablations configs/ablations_facts.yaml --processes 8 --minutes 8
 
-Where not all cells are done within the minutes, the same command goes on with the others; at the end it writes the
-report. The cells are those of the workflow and so are their files. What differs: no Ray and no DeepSpeed, which start
-anew for every cell, for longer than a cell of SmolLM2-135M trains; weights and Adam are float32.
+Every strategy gets its first seed before any gets its second, so that a run cut short has a whole table. Where not all
+cells are done within the minutes, the same command goes on with the others; at the end it writes the report. The cells
+are those of the workflow and so are their files. What differs: no Ray and no DeepSpeed, which start anew for every
+cell, for longer than a cell of SmolLM2-135M trains; weights and Adam are float32, products on a GPU TensorFloat32.
 On a GPU let CUDA's multi-process service share it (nvidia-cuda-mps-control -d).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 
+from deltamem.backbone.acceleration import compile_norms_and_mlps
 from deltamem.tools.measuring import peak_bytes
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
@@ -36,6 +39,7 @@ from pipelines.training.curve import Curve
 from pipelines.training.learning_rate import learning_rate
 
 Cell = tuple[str, str, int]
+PARTS = ("strategies", "benchmarks", "seeds")
 
 
 def main() -> None:
@@ -43,10 +47,28 @@ def main() -> None:
     parser.add_argument("config", type=Path, nargs="+", help="a configuration, and others to lay over it")
     parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
+    for part in PARTS:
+        parser.add_argument(f"--{part}", nargs="+", help="these of the configuration's only")
     arguments = parser.parse_args()
     config = resolve_config(read_layers(arguments.config, {}), " + ".join(map(str, arguments.config)))
+    config = only(config, {part: names for part in PARTS if (names := getattr(arguments, part))})
     prepare(config)
     run_cells(config, arguments.processes, arguments.minutes)
+
+
+def only(config: Config, names: dict[str, list[str]]) -> Config:
+    """The configuration with these of its strategies, benchmarks or seeds, in this order.
+
+    Raises:
+        RunConfigError: it hasn't one of them.
+    """
+    chosen: dict[str, Any] = {}
+    for part, wanted in names.items():
+        if part == "seeds":
+            chosen[part] = [int(seed) for seed in wanted]
+        else:
+            chosen[part] = {name: config.entry(part, name) for name in wanted}
+    return config.model_copy(update=chosen)
 
 
 def run_cells(config: Config, processes: int, minutes: float) -> None:
@@ -55,7 +77,7 @@ def run_cells(config: Config, processes: int, minutes: float) -> None:
     Args:
         minutes: after so long no cell is begun.
     """
-    cells = [(name, FROZEN, 0) for name in config.backbones] + parts.cells(config)
+    cells = in_order(config)
     waiting = [cell for cell in cells if not done(config, cell)]
     print(f"{len(waiting)} of {len(cells)} cells wait", flush=True)
     began = time.perf_counter()
@@ -73,6 +95,12 @@ def run_cells(config: Config, processes: int, minutes: float) -> None:
         print(f"{len(left)} cells are left for the next time", flush=True)
     else:
         print(f"the report is {write_report(config)}", flush=True)
+
+
+def in_order(config: Config) -> list[Cell]:
+    """The frozen backbones, and then every strategy with its first seed before any with its second."""
+    cells = sorted(parts.cells(config), key=lambda cell: config.seeds.index(cell[2]))
+    return [(name, FROZEN, 0) for name in config.backbones] + cells
 
 
 def prepare(config: Config) -> None:
@@ -93,6 +121,7 @@ def run_cell(config: Config, cell: Cell) -> str:
     """Trains a cell that isn't trained, and evaluates it; returns its memory effects in words."""
     if parts.needs_adapter(config, cell[1]) and not Layout(config).training_record(*cell).exists():
         train(config, cell)
+        gc.collect()  # a graph's memory, which the objective holds in a circle
     results = [evaluate(config, *cell, benchmark) for benchmark in config.benchmarks]
     effects = [result["effects"].get("memory_effect_nll", {}).get("value") for result in results]
     return ", ".join("no effect" if effect is None else f"memory effect {effect:.3f}" for effect in effects)
@@ -103,10 +132,13 @@ def train(config: Config, cell: Cell) -> None:
     layout, device = Layout(config), torch.device("cuda" if config.train.use_gpu else "cpu")
     recipe = recipe_of(config, config.cell(*cell))
     settings, began = recipe.cell.train, time.perf_counter()
+    torch.set_float32_matmul_precision("high")
     torch.manual_seed(recipe.cell.seed)
     episodes, _ = recipe.episodes()
     schedule = recipe.schedule(episodes, workers=1)
     base, _ = load_backbone(recipe.folder, device=device)
+    if settings.compile_backbone:
+        compile_norms_and_mlps(base)
     recipe.prepare(base, episodes)
     objective: Any = recipe.objective(base)
     parameters = list(objective.parameters())

@@ -110,7 +110,8 @@ class MlpMemoryRecipe(Recipe):
         return episodes.filter(pa.array(kept, pa.bool_())), {}
 
     def prepare(self, base: PreTrainedModel, episodes: pa.Table) -> None:
-        self._neighbours = Neighbours.of(_states(base, episodes), self._settings)
+        device = base.device if base.device.type == "cuda" else None
+        self._neighbours = Neighbours.of(_states(base, episodes), self._settings, device)
 
     def objective(self, base: PreTrainedModel) -> nn.Module:
         network = MlpMemory(base.config, self._settings.depth).to(base.device)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.config.strategies import MlpMemoryStrategy
 from pipelines.errors import StageError
 
-_AT_ONCE = 4096
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,17 @@ class Neighbours:
     first: dict[str, int]
 
     @classmethod
-    def of(cls, texts: Iterable[tuple[str, NDArray[np.float32], NDArray[np.int64]]], settings: MlpMemoryStrategy):
+    def of(
+        cls,
+        texts: Iterable[tuple[str, NDArray[np.float32], NDArray[np.int64]]],
+        settings: MlpMemoryStrategy,
+        device: torch.device | None = None,
+    ) -> Neighbours:
         """The neighbours of every token.
 
         Args:
             texts: each one's name, the states of its tokens, [T, h], and their ids, [T].
+            device: where PyTorch searches if the index is Flat; None: faiss does, on the CPU.
 
         Raises:
             StageError: there are too few tokens, or faiss can't make the index.
@@ -55,28 +61,53 @@ class Neighbours:
             count += len(ids) - 1
         if count < 2:
             raise StageError("strategies: mlp_memory needs training texts of more than two tokens to retrieve from")
-        stored, following = np.concatenate(keys), np.concatenate(values)
-        index = _index(stored, settings)
+        stored = np.concatenate(keys)
+        exact = device is not None and settings.index == "Flat"
+        index = _ExactIndex(stored, device) if exact else _faiss_index(stored, settings)
+        following = torch.from_numpy(np.concatenate(values)).to(device, torch.int32)
         nearest = min(settings.neighbours, count - 1)
         tokens = torch.empty(count, nearest, dtype=torch.int32)
         weights = torch.empty(count, nearest, dtype=torch.float16)
         entropy = torch.empty(count)
         for start in range(0, count, _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
-            found, share = _others(index, stored[rows], start, nearest, settings.temperature)
-            tokens[rows] = torch.from_numpy(following[found].astype(np.int32))
-            weights[rows] = share.half()
-            entropy[rows] = _entropy(tokens[rows], share)
+            distances, found = (
+                torch.as_tensor(part, device=device) for part in index.search(stored[rows], nearest + 1)
+            )
+            found, share = _others(distances, found, start, settings.temperature)
+            named = following[found]
+            tokens[rows], weights[rows], entropy[rows] = named.cpu(), share.half().cpu(), _entropy(named, share).cpu()
         return cls(tokens, weights, entropy, first)
 
     def divergence(self, keys: Tensor, log_probabilities: Tensor) -> Tensor:
         """KL(neighbours ‖ network) of some keys, [n] nats, from the network's log probabilities, [n, V]."""
         device = log_probabilities.device
-        tokens, weights = self.tokens[keys].long().to(device), self.weights[keys].float().to(device)
+        tokens, weights = self.tokens[keys].to(device).long(), self.weights[keys].to(device).float()
         return -(weights * log_probabilities.gather(1, tokens)).sum(1) - self.entropy[keys].to(device)
 
 
-def _index(keys: NDArray[np.float32], settings: MlpMemoryStrategy) -> faiss.Index:
+class _ExactIndex:
+    """The search of faiss's flat index on a device: seconds on a GPU for what takes a CPU hours."""
+
+    def __init__(self, keys: NDArray[np.float32], device: torch.device | None):
+        self.keys = torch.from_numpy(keys).to(device)
+        self.norms = self.keys.square().sum(1)
+
+    def search(self, queries: NDArray[np.float32], count: int) -> tuple[Tensor, Tensor]:
+        """Squared distances to the nearest keys, nearest first, and their numbers, [n, count]."""
+        asked = torch.from_numpy(queries).to(self.keys.device)
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # a distance is a small difference of large products
+        try:
+            nearest = torch.addmm(self.norms, asked, self.keys.T, alpha=-2).topk(count, largest=False)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+        return (nearest.values + asked.square().sum(1, keepdim=True)).clamp_min(0), nearest.indices
+
+
+def _faiss_index(keys: NDArray[np.float32], settings: MlpMemoryStrategy) -> Any:
+    import faiss  # not needed where a GPU searches
+
     try:
         index = faiss.index_factory(keys.shape[1], settings.index, faiss.METRIC_L2)
         index.train(keys)
@@ -92,18 +123,15 @@ def _index(keys: NDArray[np.float32], settings: MlpMemoryStrategy) -> faiss.Inde
     return index
 
 
-def _others(
-    index: faiss.Index, keys: NDArray[np.float32], start: int, nearest: int, temperature: float
-) -> tuple[NDArray[np.int64], Tensor]:
-    """The nearest keys but the key itself, [n, k], and their weights."""
-    distances, found = index.search(keys, nearest + 1)
-    own = found == np.arange(start, start + len(keys))[:, None]
+def _others(distances: Tensor, found: Tensor, start: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The nearest keys but the key itself, [n, k], and their weights, from k + 1 that were found for each of n keys."""
+    own = found == torch.arange(start, start + len(found), device=found.device)[:, None]
     own[~own.any(1), -1] = True  # among equals the key itself may be missing: then the farthest goes
-    shape = (len(keys), nearest)
-    found, distances = found[~own].reshape(shape), distances[~own].reshape(shape)
+    shape = len(found), found.shape[1] - 1
+    found, distances = found[~own].view(shape), distances[~own].view(shape)
     missing = found < 0  # lists that an IVF index searched may hold fewer
-    scores = torch.from_numpy(-distances / temperature).masked_fill(torch.from_numpy(missing), float("-inf"))
-    return np.where(missing, 0, found), scores.softmax(1).nan_to_num()
+    scores = (-distances / temperature).masked_fill(missing, float("-inf"))
+    return found.clamp_min(0), scores.softmax(1).nan_to_num()
 
 
 def _entropy(tokens: Tensor, weights: Tensor) -> Tensor:

@@ -50,10 +50,10 @@ def by_brute_force(texts, count, temperature):
     return torch.zeros(len(keys), VOCABULARY, dtype=torch.double).scatter_add_(1, following[nearest.indices], weights)
 
 
-@pytest.mark.parametrize("index", ["Flat", "IVF2,Flat"])
+@pytest.mark.parametrize(("index", "device"), [("Flat", None), ("Flat", torch.device("cpu")), ("IVF2,Flat", None)])
 @pytest.mark.parametrize("count", [1, 6, 25])
-def test_the_neighbours_distribution_is_that_of_brute_force(texts, index, count):
-    found = Neighbours.of(texts, settings(neighbours=count, index=index, probes=2))  # all lists are searched
+def test_the_neighbours_distribution_is_that_of_brute_force(texts, index, device, count):
+    found = Neighbours.of(texts, settings(neighbours=count, index=index, probes=2), device)  # all lists are searched
     expected = by_brute_force(texts, min(count, 24), 4.0)
     made = torch.zeros_like(expected).scatter_add_(1, found.tokens.long(), found.weights.double())
     assert torch.allclose(made, expected, atol=2e-3)  # float16
