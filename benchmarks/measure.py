@@ -51,7 +51,21 @@ def circumstances(device: torch.device) -> dict[str, str]:
         versions["triton"] = triton.__version__
     except ImportError:
         pass
-    return {"device": name, **versions}
+    launch = {"launch": f"{_launch_microseconds(device):.1f} µs"} if device.type == "cuda" else {}
+    return {"device": name, **versions, **launch}
+
+
+def _launch_microseconds(device: torch.device, count: int = 500) -> float:
+    """How long the host takes to issue an operation: what bounds steps of many small ones, and differs by host."""
+    value = torch.zeros(1, device=device)
+    for _ in range(2):
+        _wait(device)
+        began = time.perf_counter()
+        for _ in range(count):
+            value.add_(1)
+        issued = time.perf_counter() - began
+    _wait(device)
+    return 1e6 * issued / count
 
 
 def report(rows: Iterable[dict[str, Any]], title: str, device: torch.device, out: Path | None) -> list[dict[str, Any]]:

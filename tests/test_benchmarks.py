@@ -13,6 +13,7 @@ from benchmarks import (
     generation,
     memory_curves,
     real_text,
+    scaling,
     serving,
     small_steps,
     training_step,
@@ -100,6 +101,15 @@ def test_small_steps(tmp_path):
     plain, graphed = rows(out)
     assert plain["ms a step"] > 0 and plain["episodes/s"] > 0
     assert graphed["ms a step"] == "failed: RuntimeError"  # no GPU: the other ways have their figures all the same
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path):
+    out = tmp_path / "rows.json"
+    scaling.main("tiny", "tsw", [1, 2], 32, 8, 2, 1, device="cpu", out=out)
+    one, two = rows(out)
+    assert one["efficiency"] == 1 and one["collectives"] < two["collectives"] < 1
+    assert two["efficiency"] == pytest.approx(one["step s"] / (2 * two["step s"]))
 
 
 @pytest.fixture
