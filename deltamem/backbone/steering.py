@@ -10,6 +10,7 @@ Several adapters may hook one backbone: each call says whose it is, and the hook
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -150,6 +151,17 @@ class _Steer:
         if steered is part:
             return output
         return torch.cat([output[..., : projection.start], steered, output[..., projection.stop :]], dim=-1)
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """A copy of a module that shares all it holds, but for the hooks that :func:`attach` registers, of any adapter."""
+    made = copy.copy(module)
+    for name in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks = getattr(module, name).items()
+        kept = {key: hook for key, hook in hooks if hook is not _leave and not isinstance(hook, _Enter | _Steer)}
+        setattr(made, name, OrderedDict(kept))
+    made._modules = dict(module._modules)
+    return made
 
 
 class _WriteOnly(nn.Module):

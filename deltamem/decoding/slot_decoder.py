@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from deltamem.backbone.calls import checked_strength
 from deltamem.backbone.steering import DeltaCall
 from deltamem.decoding.attention import PREFIXED, SLOTS, with_attention
+from deltamem.decoding.compiled import with_compiled_layers
 from deltamem.decoding.key_values import KeyValues
 from deltamem.decoding.slots import SlotCache
 from deltamem.errors import DeltaMemError
@@ -34,6 +35,8 @@ class SlotDecoder:
         model: a DeltaMemModel, or a bare backbone (then there is no memory).
         capacity: tokens that a slot can hold, prompt included.
         prefix: keys and values [1, …] of a beginning that all sequences share. Slots hold what comes after it.
+        compiled: compile the layers (:mod:`deltamem.decoding.compiled`), which takes seconds at the first step, or a
+            fraction where the compiler has kept its work. Not after a shared beginning.
 
     Attributes:
         token: [slots, 1] int64, what the next step feeds; a step leaves the likeliest next token here.
@@ -41,12 +44,21 @@ class SlotDecoder:
     """
 
     def __init__(
-        self, model: DeltaMemModel | PreTrainedModel, slots: int, capacity: int, prefix: KeyValues | None = None
+        self,
+        model: DeltaMemModel | PreTrainedModel,
+        slots: int,
+        capacity: int,
+        prefix: KeyValues | None = None,
+        compiled: bool = False,
     ):
         self.model, self.slots, self.capacity, self.prefix = model, slots, capacity, prefix
         self._with_memory = model if isinstance(model, DeltaMemModel) else None
         self.base = backbone_of(model)
         self._stepped = with_attention(self.base, PREFIXED if prefix else SLOTS)
+        self._compiled: PreTrainedModel | None = None
+        if compiled and not prefix:
+            memory_layers = None if self._with_memory is None else self._with_memory.memory_layers
+            self._compiled = with_compiled_layers(self.base, memory_layers)
         device = self.base.device
         self.cache = SlotCache(slots, capacity, device)
         self.token = torch.zeros(slots, 1, dtype=torch.long, device=device)
@@ -105,7 +117,8 @@ class SlotDecoder:
         """
         if max(self._lengths) >= self.capacity:
             raise DeltaMemError(f"slots of {self.capacity} tokens are full")
-        if self.token.device.type != "cuda" or self._bare():
+        # a first pass over nothing makes the slots' buffers, which what is captured must find there
+        if self.token.device.type != "cuda" or self._bare() or not self.cache.layers_keys:
             self._step()
         else:
             if self._graph is None:
@@ -190,11 +203,10 @@ class SlotDecoder:
             call["delta_call"] = DeltaCall(
                 self._with_memory.memory_layers,
                 states,
-                self.active[:, None],
                 strength=1.0 if self._as_trained else self.strength,
                 memory_out=states,
                 in_place=True,
-                writes=self.writes,
+                writes=self.active & self.writes,
             )
         lengths = self.cache.lengths[:, None]
         if self.prefix:
@@ -203,7 +215,8 @@ class SlotDecoder:
             call["shared_prefix"] = self.prefix
         else:
             places = {"attention_mask": (lengths + 1)[:, :, None, None], "position_ids": lengths}
-        out = self._stepped(
+        compiled = self._compiled if self.cache.layers_keys and not self._bare() else None
+        out = (compiled or self._stepped)(
             self.token,
             **places,
             past_key_values=self.cache,

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
 from deltamem.decoding.key_values import KeyValues
+
+
+@dataclass(frozen=True)
+class LayerSlots:
+    """One layer's keys and values, [slots, heads, capacity, head_dim], and where the next ones go."""
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    lengths: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append one token to every slot, as attention modules ask a cache to."""
+        self.keys[self.rows, :, self.lengths] = key_states[:, :, 0]
+        self.values[self.rows, :, self.lengths] = value_states[:, :, 0]
+        return self.keys, self.values
 
 
 class SlotCache(Cache):
@@ -55,6 +72,10 @@ class SlotCache(Cache):
         one = (slice(slot, slot + 1), slice(None), slice(length))
         return KeyValues(tuple((keys[one].clone(), values[one].clone()) for keys, values in pairs))
 
+    def layer(self, index: int) -> LayerSlots:
+        """A layer's slots, which are there once something was filled in or appended."""
+        return LayerSlots(self.layers_keys[index], self.layers_values[index], self.rows, self.lengths)
+
     def _layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The buffers of a layer, made for keys and values like these when they are first needed."""
         if index == len(self.layers_keys):
@@ -65,10 +86,8 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
-        keys, values = self._layer(layer_idx, key_states, value_states)
-        keys[self.rows, :, self.lengths] = key_states[:, :, 0]
-        values[self.rows, :, self.lengths] = value_states[:, :, 0]
-        return keys, values
+        self._layer(layer_idx, key_states, value_states)
+        return self.layer(layer_idx).update(key_states, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.capacity - 1

@@ -8,8 +8,9 @@ device, ``triton`` is for GPUs. ``backend=None`` takes triton on CUDA tensors an
 from deltamem_kernels.attention import decode_attention, prefixed_attention
 from deltamem_kernels.device import choose_backend
 from deltamem_kernels.gates import gate_projections
+from deltamem_kernels.products import row_products
 from deltamem_kernels.scan import BACKENDS, delta_scan, gated_delta_scan, gated_read
-from deltamem_kernels.step import delta_step, steer_
+from deltamem_kernels.step import delta_step, state_step, steer_
 
 __all__ = [
     "BACKENDS",
@@ -21,5 +22,7 @@ __all__ = [
     "gated_delta_scan",
     "gated_read",
     "prefixed_attention",
+    "row_products",
+    "state_step",
     "steer_",
 ]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 RANKS = (4, 8, 16, 32)
 """Those the kernels are compiled for."""
-
+MOST_WEIGHTS = 4
+"""Weights that a row is multiplied by in one launch."""
 
 VARIABLE = "DELTAMEM_BACKEND"
 """Environment variable that chooses the implementation for the whole process, as :func:`choose_backend` does."""
@@ -56,7 +57,12 @@ def triton_runs() -> bool:
 
 def has_triton(x: Tensor) -> bool:
     """Whether kernels are to run on this tensor: it is on a GPU, Triton is there, and nothing else was asked for."""
-    return x.is_cuda and triton_runs() and chosen_backend() in (None, "triton")
+    return x.is_cuda and kernels_chosen()
+
+
+def kernels_chosen() -> bool:
+    """Whether tensors on a GPU get the kernels; a compiler may take the answer for good."""
+    return triton_runs() and chosen_backend() in (None, "triton")
 
 
 def fits_triton(state: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from deltamem_kernels.device import fits_triton, has_triton
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.naive import naive_delta_scan
+from deltamem_kernels.paged import torch_paged_step
 
 
 def delta_step(
@@ -43,6 +44,29 @@ def delta_step(
         beta = beta * writes[:, None, None, None]
     reads, new_state = naive_delta_scan(q, k, v, beta, state, None if mask is None else mask.unsqueeze(1))
     return reads[:, 0], new_state if out_state is None else out_state.copy_(new_state)
+
+
+def state_step(projected: Tensor, beta_bias: Tensor, state: Tensor, rows: Tensor, writes: Tensor) -> Tensor:
+    """:func:`delta_step` of what is projected already, where a compiler puts the projection among others.
+
+    Args:
+        projected: [B, 4·N·r], the blocks q | k | v | β before they are normalised and gated.
+        beta_bias: [N·r].
+        state: [B, N, r, r] float32, changed in place.
+        rows: 0 … B - 1, int64.
+        writes: [B] bool; where False the state is read and stays.
+
+    Returns:
+        reads [B, N·r] float32.
+    """
+    reads = state.new_empty(len(state), beta_bias.numel())
+    if fits_triton(state):
+        from deltamem_kernels.triton_paged import triton_paged_step
+
+        triton_paged_step(projected, beta_bias, state, rows, writes, reads)
+    else:
+        torch_paged_step(projected, beta_bias, state, rows, writes, reads)
+    return reads
 
 
 def steer_(out: Tensor, reads: Tensor, weight: Tensor, scale: float) -> Tensor:

@@ -186,6 +186,20 @@ def test_a_step_in_pages_matches_the_definition(chosen):
 
 
 @runs_kernels
+@pytest.mark.parametrize("counts", [(30,), (33, 8, 5, 7)])
+def test_a_row_times_several_weights_is_each_ones_product(counts):
+    from deltamem_kernels.triton_products import triton_row_products
+
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(1, 1, 600, generator=generator).to(DEVICE)
+    weights = [torch.randn(count, 600, generator=generator).to(DEVICE) for count in counts]
+    expected = [x.double() @ weight.double().T for weight in weights]
+    assert_close(triton_row_products(x, weights), expected, counts, 1e-6)
+    with pytest.raises(ValueError, match="one row"):
+        triton_row_products(x.expand(2, 1, 600), weights)
+
+
+@runs_kernels
 def test_steer_adds_the_scaled_product():
     from deltamem_kernels.triton_step import triton_steer
 

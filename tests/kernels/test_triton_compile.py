@@ -16,6 +16,7 @@ from deltamem_kernels import (  # noqa: E402
     triton_backward,
     triton_forward,
     triton_paged,
+    triton_products,
     triton_step,
     triton_tiles,
 )
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 INTEGERS = {
     **dict.fromkeys(("T", "N", "GROUP", "WIDTH", "H", "L", "D", "WINDOW", "page_stride"), "i32"),
+    **dict.fromkeys(("n0", "n1", "n2", "n3"), "i32"),
     "scale": "fp32",
     "CAP": "fp32",
 }
@@ -44,6 +46,7 @@ POINTERS = {
     "x": "*bf16",
     "in_proj": "*bf16",
     "out": "*bf16",
+    **dict.fromkeys(("w0", "w1", "w2", "w3"), "*bf16"),
 }
 # Registers per thread at r = 8; a warp per program, so eight programs fit a multiprocessor even at 255.
 BUDGET = {
@@ -75,6 +78,9 @@ def kernels(rank: int):
     yield triton_step.step_kernel, step, 16
     yield triton_paged.paged_step_kernel, {"R": rank, "CHOSEN": True}, 1
     yield triton_step.steer_kernel, {"NR": rank, "BLOCK": triton_step.STEER_BLOCK}, 4
+    for width in (2560, 9728):
+        products = {"K": width, "ROWS": triton_products.ROWS, "BLOCK": triton_products.BLOCK}
+        yield triton_products.products_kernel, products, 4
     for dim in (8, 64, 128):  # narrower heads than a matrix product takes are filled up
         heads = {"D": dim, "WIDTH": triton_attention.width_for(dim), "RUNS": 32}
         constants = {"ROWS": triton_attention.LEAST_ROWS, "BLOCK": triton_attention.BLOCK, "CAPPED": dim == 64}
