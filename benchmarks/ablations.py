@@ -39,7 +39,6 @@ from pipelines.training.curve import Curve
 from pipelines.training.learning_rate import learning_rate
 
 Cell = tuple[str, str, int]
-PARTS = ("strategies", "benchmarks", "seeds")
 
 
 def main() -> None:
@@ -47,37 +46,54 @@ def main() -> None:
     parser.add_argument("config", type=Path, nargs="+", help="a configuration, and others to lay over it")
     parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
-    for part in PARTS:
-        parser.add_argument(f"--{part}", nargs="+", help="these of the configuration's only")
+    parser.add_argument("--strategies", nargs="+", help="these of the configuration's only, or 'frozen'")
+    parser.add_argument("--benchmarks", nargs="+", help="these only")
+    parser.add_argument("--seeds", nargs="+", type=int, help="these only")
     arguments = parser.parse_args()
     config = resolve_config(read_layers(arguments.config, {}), " + ".join(map(str, arguments.config)))
-    config = only(config, {part: names for part in PARTS if (names := getattr(arguments, part))})
+    config = only(config, arguments.benchmarks, arguments.seeds)
     prepare(config)
-    run_cells(config, arguments.processes, arguments.minutes)
+    run_cells(config, in_order(config, arguments.strategies), arguments.processes, arguments.minutes)
+    parted = arguments.strategies or arguments.benchmarks or arguments.seeds
+    if not parted and all(done(config, cell) for cell in in_order(config)):
+        print(f"the report is {write_report(config)}", flush=True)
 
 
-def only(config: Config, names: dict[str, list[str]]) -> Config:
-    """The configuration with these of its strategies, benchmarks or seeds, in this order.
+def only(config: Config, benchmarks: list[str] | None, seeds: list[int] | None) -> Config:
+    """The configuration with these of its benchmarks and seeds, in this order; None: with all.
 
     Raises:
-        RunConfigError: it hasn't one of them.
+        RunConfigError: it has no such benchmark.
     """
-    chosen: dict[str, Any] = {}
-    for part, wanted in names.items():
-        if part == "seeds":
-            chosen[part] = [int(seed) for seed in wanted]
-        else:
-            chosen[part] = {name: config.entry(part, name) for name in wanted}
+    chosen: dict[str, Any] = {"seeds": seeds} if seeds else {}
+    if benchmarks:
+        chosen["benchmarks"] = {name: config.entry("benchmarks", name) for name in benchmarks}
     return config.model_copy(update=chosen)
 
 
-def run_cells(config: Config, processes: int, minutes: float) -> None:
-    """Runs the cells that aren't done, and writes the report once all are.
+def in_order(config: Config, strategies: list[str] | None = None) -> list[Cell]:
+    """The frozen backbones, and then every strategy with its first seed before any with its second.
+
+    Args:
+        strategies: these only; None: all that are trained.
+
+    Raises:
+        RunConfigError: the configuration has no such strategy.
+    """
+    for name in strategies or ():
+        if name != FROZEN:
+            config.entry("strategies", name)
+    cells = [(name, FROZEN, 0) for name in config.backbones]
+    cells += sorted(parts.cells(config), key=lambda cell: config.seeds.index(cell[2]))
+    return [cell for cell in cells if strategies is None or cell[1] in strategies]
+
+
+def run_cells(config: Config, cells: list[Cell], processes: int, minutes: float) -> None:
+    """Runs those cells that aren't done, in their order.
 
     Args:
         minutes: after so long no cell is begun.
     """
-    cells = in_order(config)
     waiting = [cell for cell in cells if not done(config, cell)]
     print(f"{len(waiting)} of {len(cells)} cells wait", flush=True)
     began = time.perf_counter()
@@ -87,20 +103,14 @@ def run_cells(config: Config, processes: int, minutes: float) -> None:
             if job.cancelled():
                 continue
             seconds = time.perf_counter() - began
-            print(f"{number}/{len(waiting)} after {seconds:.0f} s: {running[job]}: {job.result()}", flush=True)
+            error = job.exception()  # of one cell, and no reason to give up the others
+            told = job.result() if error is None else f"failed, {type(error).__name__}: {error}"
+            print(f"{number}/{len(waiting)} after {seconds:.0f} s: {running[job]}: {told}", flush=True)
             if seconds > 60 * minutes:
                 for other in running:
                     other.cancel()  # those that run already go on to their end
     if left := [cell for cell in waiting if not done(config, cell)]:
         print(f"{len(left)} cells are left for the next time", flush=True)
-    else:
-        print(f"the report is {write_report(config)}", flush=True)
-
-
-def in_order(config: Config) -> list[Cell]:
-    """The frozen backbones, and then every strategy with its first seed before any with its second."""
-    cells = sorted(parts.cells(config), key=lambda cell: config.seeds.index(cell[2]))
-    return [(name, FROZEN, 0) for name in config.backbones] + cells
 
 
 def prepare(config: Config) -> None:

@@ -24,6 +24,7 @@ from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
 from pipelines.benchmarks import Context, Question
 from pipelines.config import load_config, resolve_config
+from pipelines.config.errors import RunConfigError
 from pipelines.config.strategies import LoraStrategy
 from pipelines.reporting.methods import Methods
 from pipelines.run import parts
@@ -46,18 +47,31 @@ def test_ablations_leave_what_the_report_shows(tmp_path, monkeypatch):
     changed["benchmarks"]["facts"] |= {"facts": [1], "papers": 2, "questions": 1}
     changed["data"]["generated"] |= {"train_papers": 4, "eval_papers": 2}
     changed["train"] |= {"max_steps": 2, "batch_size": 6, "micro_batch_size": 3, "use_gpu": False}
+    changed["train"] |= {"cuda_graphs": False}
     changed["evaluate"] |= {"use_gpu": False, "bootstrap_samples": 50, "max_new_tokens": 2}
     changed["seeds"] = [42]
     config = resolve_config(changed, "test")
     ablations.prepare(config)
-    cells = [("tiny-random", "frozen", 0), *parts.cells(config)]
+    cells = ablations.in_order(config)
     assert [ablations.run_cell(config, cell)[:13] for cell in cells[:2]] == ["no effect", "memory effect"]
     assert [ablations.done(config, cell) for cell in cells] == [True, True, False]
-    ablations.run_cells(config, processes=1, minutes=0)
+    monkeypatch.setattr("sys.argv", ["ablations", str(tmp_path / "config.json"), "--processes", "1", "--minutes", "0"])
+    (tmp_path / "config.json").write_text(config.to_json())
+    ablations.main()
     assert all(ablations.done(config, cell) for cell in cells)
     before, after = (load_file(Layout(config).adapter_weights("tiny-random", name, 42)) for name in ("tsw", "heads_q"))
     assert before.keys() > after.keys() and any(value.abs().max() > 0 for value in before.values())
     assert (Layout(config).report / "ablations-tiny-random-facts.svg").is_file()
+
+
+def test_every_strategy_gets_its_first_seed_before_any_gets_its_second():
+    config = load_config(PROJECT / "configs/ablations_facts.yaml")
+    chosen = ablations.only(config, None, [43, 42])
+    cells = [("frozen", 0), ("tsw", 43), ("heads_q", 43), ("tsw", 42), ("heads_q", 42)]
+    assert [cell[1:] for cell in ablations.in_order(chosen, ["heads_q", "tsw", "frozen"])] == cells
+    assert len(ablations.in_order(config)) == 1 + 2 * len(config.strategies)
+    with pytest.raises(RunConfigError, match="strategies: 'heads_w' is not among"):
+        ablations.in_order(config, ["heads_w"])
 
 
 def test_the_ablations_are_seen_to_change_one_thing_each():

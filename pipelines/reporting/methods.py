@@ -18,6 +18,8 @@ _GROUPS = {
 }  # fmt: skip
 _FOLLOWS = {"alpha": "rank"}
 """Fields whose change belongs to another's: the scale to the rank."""
+_HOW_FAST = {"cuda_graphs", "compile_backbone"}
+"""Keys of the train section that change an adapter by rounding alone."""
 _WRITES = ("token", "sentence", "message")
 
 
@@ -119,7 +121,7 @@ def _fields(strategy: Any) -> dict[str, Any]:
     segment, whose = fields.pop("segment"), fields.pop("segmentation")
     by_release = " of the release" if whose == "release" else ""
     fields["write"] = segment + by_release if fields.pop("strategy") == "ssw" else "token"
-    return fields | {f"train.{key}": value for key, value in strategy.train.items()}
+    return fields | {f"train.{key}": value for key, value in strategy.train.items() if key not in _HOW_FAST}
 
 
 def _difference(strategy: Any, plain: Any) -> Ablation | None:

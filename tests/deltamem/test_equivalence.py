@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers.utils import is_flash_attn_2_available
+from transformers import utils
 
 from deltamem import DeltaMemConfig, DeltaMemory, get_delta_mem_model
 from deltamem.errors import DeltaMemError
@@ -219,18 +219,21 @@ def quantities(tiny_model, attention, device, dtype):
     return {name: value.float().cpu() for name, value in found.items()}
 
 
+FLASH_ATTENTION = {
+    "flash_attention_2": utils.is_flash_attn_2_available,
+    "flash_attention_3": utils.is_flash_attn_3_available,
+    "flash_attention_4": utils.is_flash_attn_4_available,
+}
+
+
 @pytest.mark.parametrize(
     ("attention", "device"),
-    [
-        ("eager", "cpu"),
-        pytest.param("flash_attention_2", "cuda", marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not is_flash_attn_2_available(), reason="flash-attn is not installed"),
-        ]),
-    ],
-)  # fmt: skip
+    [("eager", "cpu"), *(pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in FLASH_ATTENTION)],
+)
 def test_in_bfloat16_no_attention_is_farther_from_float32_than_sdpa(tiny_model, attention, device):
     """FlashAttention takes half precision alone, so that float32 is what both are measured against."""
+    if device == "cuda" and not FLASH_ATTENTION[attention]():
+        pytest.skip(f"{attention} is not installed")
     exact = quantities(tiny_model, "sdpa", device, torch.float32)
     sdpa, other = (quantities(tiny_model, name, device, torch.bfloat16) for name in ("sdpa", attention))
     assert len(exact) == len(other) and any(name.startswith("gradient") for name in exact)
