@@ -29,6 +29,8 @@ from pipelines.config.files import PROJECT_ROOT
 from pipelines.errors import StageError, run_stage
 
 AGENT_SECONDS = 90
+PROFILE = PROJECT_ROOT / "workflow/profiles/ray-cluster"
+"""Of which jobs run on the cluster, as many at once as it may have room for, whatever the head's machine has."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -40,9 +42,8 @@ def submit(client: JobSubmissionClient, configfile: Path, options: list[str]) ->
     Raises StageError when the configuration is wrong, or when the cluster takes no jobs.
     """
     load_config(configfile)
-    command = [sys.executable, "-m", "snakemake", *options, "--configfile", str(configfile.resolve())]
-    # where the jobs run; besides, Ray refuses to start a cluster of its own in a job
-    command += ["--config", "train={ray_address: auto}"]
+    command = [sys.executable, "-m", "snakemake", "--workflow-profile", str(PROFILE), *options]
+    command += ["--configfile", str(configfile.resolve())]
     entrypoint = f"cd {shlex.quote(str(PROJECT_ROOT))} && {shlex.join(command)}"
     for job in client.list_jobs():
         if job and job.entrypoint == entrypoint and not job.status.is_terminal():

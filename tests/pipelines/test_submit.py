@@ -63,6 +63,7 @@ def test_the_workflow_runs_as_a_job(head, tmp_path):
     done = submit(head, tmp_path, **TOKENS)
     assert done.returncode == 0, done.stderr
     assert "Training msw on smollm2-135m-instruct" in done.stdout
+    assert "profiles/ray-cluster" in done.stdout  # by which jobs are under way for all nodes
 
     script = subprocess.run(
         [sys.executable, "-c", TRIED_AGAIN, head],
