@@ -18,12 +18,14 @@ from deltamem.decoding.slot_decoder import SlotDecoder
 def main(
     shape: Annotated[str, typer.Option(help="qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = "qwen3-4b",
     strategy: Annotated[list[str], typer.Option(help="tsw, ssw or msw")] = ["tsw", "msw"],  # noqa: B006
-    prefill: Annotated[list[int], typer.Option(help="prompt lengths")] = [8192, 32768],  # noqa: B006
+    prefill: Annotated[list[int], typer.Option(help="prompt lengths; 0: none")] = [8192, 32768],  # noqa: B006
     context: Annotated[int, typer.Option(help="tokens before decoding")] = 4096,
     batch: Annotated[list[int], typer.Option(help="rows decoded together")] = [1, 8, 32],  # noqa: B006
     tokens: Annotated[int, typer.Option(help="tokens decoded")] = 64,
     eager: Annotated[bool, typer.Option(help="also decode as transformers' own generate does")] = True,
-    compiled: Annotated[bool, typer.Option(help="compile the backbone's norms and MLPs")] = False,
+    compiled: Annotated[
+        bool, typer.Option(help="compile the backbone's norms and MLPs, and the layers that decode in slots")
+    ] = False,
     repeats: int = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
@@ -31,7 +33,8 @@ def main(
     """Seconds of a prefill and tokens per second of decoding on random weights of a real shape."""
     place = torch.device(device)
     base = random_backbone(shape, place)
-    if compiled:
+    prefill = [length for length in prefill if length]
+    if compiled and (prefill or eager):
         compile_norms_and_mlps(base)
     rows, bare = [], {}
     for kind in ["backbone alone", *strategy]:
@@ -39,18 +42,20 @@ def main(
         if kind != "backbone alone":
             model = get_delta_mem_model(base, DeltaMemConfig(strategy=kind)).requires_grad_(False).to(torch.bfloat16)
             model.eval()
-        for name, value, faster in _measurements(model, prefill, context, batch, tokens, eager, repeats, place):
+        for name, value, faster in _measurements(
+            model, prefill, context, batch, tokens, eager, compiled, repeats, place
+        ):
             bare.setdefault(name, value)
             ratio = bare[name] / value if faster else value / bare[name]
             rows.append({"what": name, "with": kind, "value": value, "cost over backbone": ratio})
         if model is not base:
             model.unload()
-    title = f"Generation on the {shape} shape{', norms and MLPs compiled' if compiled else ''}"
+    title = f"Generation on the {shape} shape{', compiled' if compiled else ''}"
     report(sorted(rows, key=lambda row: row["what"]), title, place, out)
 
 
 @torch.no_grad()
-def _measurements(model, prefill, context, batch, tokens, eager, repeats, place):
+def _measurements(model, prefill, context, batch, tokens, eager, compiled, repeats, place):
     vocab = model.config.vocab_size if hasattr(model.config, "vocab_size") else model.base_model.config.vocab_size
     options = {"use_cache": True, "logits_to_keep": 1}
     for length in prefill:
@@ -60,8 +65,9 @@ def _measurements(model, prefill, context, batch, tokens, eager, repeats, place)
         yield f"prefill {length} (s)", seconds, False
     for rows in batch:
         ids = torch.randint(0, vocab, (rows, context), device=place)
-        decoder = SlotDecoder(model, rows, context + (repeats + 2) * tokens)
+        decoder = SlotDecoder(model, rows, context + (repeats + 2) * tokens, compiled=compiled)
         decoder.prefill(ids)
+        yield f"first step in slots, batch {rows} (s)", median_seconds(decoder.step, place, 1, 0), False
         seconds = median_seconds(lambda d=decoder: [d.step() for _ in range(tokens)], place, repeats, 1)
         yield f"decode in slots, batch {rows} (tok/s)", rows * tokens / seconds, True
         del decoder

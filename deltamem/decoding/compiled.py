@@ -29,6 +29,9 @@ from deltamem_kernels.device import MOST_WEIGHTS, kernels_chosen
 PROGRAMS = 64
 """Most programs kept: layers of different kinds, with and without a memory, times one row and several."""
 
+INDUCTOR = {"force_pointwise_cat": True, "unroll_reductions_threshold": 33}
+"""So that rotating halves, and sums over a memory's few channels, need no kernels of their own."""
+
 
 def with_compiled_layers(model: PreTrainedModel, memory_layers: MemoryLayers | None) -> PreTrainedModel:
     """A twin of the backbone for one token in slots, whose layers are compiled when they first run.
@@ -136,7 +139,7 @@ def _compiled() -> Callable[..., Tensor]:
 def _backend(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
     join_products(graph.graph)
     graph.recompile()
-    return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+    return torch._dynamo.lookup_backend("inductor")(graph, inputs, config_patches=INDUCTOR)
 
 
 def join_products(graph: fx.Graph) -> None:
