@@ -137,9 +137,11 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _backend(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
+    from torch._inductor.compile_fx import compile_fx  # seconds to import
+
     join_products(graph.graph)
     graph.recompile()
-    return torch._dynamo.lookup_backend("inductor")(graph, inputs, config_patches=INDUCTOR)
+    return cast(Callable, compile_fx(graph, inputs, config_patches=INDUCTOR))
 
 
 def join_products(graph: fx.Graph) -> None:
