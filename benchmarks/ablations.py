@@ -131,10 +131,17 @@ def run_cell(config: Config, cell: Cell) -> str:
     """Trains a cell that isn't trained, and evaluates it; returns its memory effects in words."""
     if parts.needs_adapter(config, cell[1]) and not Layout(config).training_record(*cell).exists():
         train(config, cell)
-        gc.collect()  # a graph's memory, which the objective holds in a circle
+        give_back()
     results = [evaluate(config, *cell, benchmark) for benchmark in config.benchmarks]
+    give_back()
     effects = [result["effects"].get("memory_effect_nll", {}).get("value") for result in results]
     return ", ".join("no effect" if effect is None else f"memory effect {effect:.3f}" for effect in effects)
+
+
+def give_back() -> None:
+    """Leaves the GPU's memory to the other processes."""
+    gc.collect()  # a graph's, which the objective holds in a circle
+    torch.cuda.empty_cache()
 
 
 def train(config: Config, cell: Cell) -> None:
