@@ -29,8 +29,15 @@ from deltamem_kernels.device import MOST_WEIGHTS, kernels_chosen
 PROGRAMS = 64
 """Most programs kept: layers of different kinds, with and without a memory, times one row and several."""
 
-INDUCTOR = {"force_pointwise_cat": True, "unroll_reductions_threshold": 33}
-"""So that rotating halves, and sums over a memory's few channels, need no kernels of their own."""
+INDUCTOR = {
+    "force_pointwise_cat": True,
+    "unroll_reductions_threshold": 33,
+    "realize_reads_threshold": 64,
+    "realize_acc_reads_threshold": 64,
+    "realize_opcount_threshold": 400,
+}
+"""The compiler's settings: rotated halves, and sums over a memory's few channels, are computed again where they are
+read, a few loads each, instead of in kernels of their own."""
 
 
 def with_compiled_layers(model: PreTrainedModel, memory_layers: MemoryLayers | None) -> PreTrainedModel:
@@ -68,7 +75,7 @@ class _Layer(nn.Module):
     ) -> Tensor:
         if self.has_memory and delta_call is not None:
             state = delta_call.memory_in[self.index]
-            options["traffic"] = (state, past_key_values.rows, delta_call.writes, delta_call.strength)
+            options["traffic"] = (state, delta_call.writes, delta_call.strength)
         return _compiled()(self.block, hidden_states, past_key_values.layer(self.index), options)
 
 
@@ -90,15 +97,17 @@ class _SteeredAttention(nn.Module):
         steered: dict[nn.Module, list[tuple[int, int, Tensor]]] = {}
         for head, weight in memory.steer.items():
             projection = layer.projections[head]
-            steered.setdefault(projection.module, []).append((projection.start, projection.stop, weight.detach()))
+            steered.setdefault(projection.module, []).append(
+                (projection.start, projection.stop, weight.detach().t().contiguous())
+            )
         for name, child in attention._modules.items():
             if child in steered:
                 attention._modules[name] = _Steered(without_hooks(child), steered[child], memory.scale, self.reads)
 
     def forward(self, *args: Any, hidden_states: Tensor, traffic: tuple[Any, ...], **options: Any) -> Any:
-        state, rows, writes, strength = traffic
+        state, writes, strength = traffic
         projected = F.linear(hidden_states, self.in_proj)[:, 0]
-        reads = state_step(projected, self.beta_bias, state, rows, writes)
+        reads = state_step(projected, self.beta_bias, state, writes)
         self.reads.now = reads * strength[:, None] if isinstance(strength, Tensor) else reads
         out = self.attention(*args, hidden_states=hidden_states, **options)
         self.reads.now = None
@@ -106,7 +115,11 @@ class _SteeredAttention(nn.Module):
 
 
 class _Steered(nn.Module):
-    """A projection whose output is steered: output[start:stop] += (α/r) · W_Δ · reads, for each part."""
+    """A projection whose output is steered: output[start:stop] += (α/r) · W_Δ · reads, for each part.
+
+    Args:
+        parts: start, stop and W_Δᵀ [N·r, stop - start], which neighbouring outputs read side by side.
+    """
 
     def __init__(self, module: nn.Module, parts: list[tuple[int, int, Tensor]], scale: float, reads: _Reads):
         super().__init__()
@@ -117,7 +130,7 @@ class _Steered(nn.Module):
         pieces, done = [], 0
         for start, stop, weight in self.parts:
             # a product and a sum, not a matrix product: the compiler makes them part of what reads the result
-            added = (reads[:, None] * weight.float()).sum(-1)[:, None]
+            added = (reads[:, :, None] * weight.float()).sum(1)[:, None]
             steered = (out[..., start:stop].float() + self.scale * added).to(out.dtype)
             pieces += [out[..., done:start], steered]
             done = stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,14 +47,13 @@ def delta_step(
     return reads[:, 0], new_state if out_state is None else out_state.copy_(new_state)
 
 
-def state_step(projected: Tensor, beta_bias: Tensor, state: Tensor, rows: Tensor, writes: Tensor) -> Tensor:
+def state_step(projected: Tensor, beta_bias: Tensor, state: Tensor, writes: Tensor) -> Tensor:
     """:func:`delta_step` of what is projected already, where a compiler puts the projection among others.
 
     Args:
         projected: [B, 4·N·r], the blocks q | k | v | β before they are normalised and gated.
         beta_bias: [N·r].
         state: [B, N, r, r] float32, changed in place.
-        rows: 0 … B - 1, int64.
         writes: [B] bool; where False the state is read and stays.
 
     Returns:
@@ -63,9 +63,10 @@ def state_step(projected: Tensor, beta_bias: Tensor, state: Tensor, rows: Tensor
     if fits_triton(state):
         from deltamem_kernels.triton_paged import triton_paged_step
 
-        triton_paged_step(projected, beta_bias, state, rows, writes, reads)
+        triton_paged_step(projected, beta_bias, state, None, writes, reads)
     else:
-        torch_paged_step(projected, beta_bias, state, rows, writes, reads)
+        page = torch.arange(len(state), device=state.device)
+        torch_paged_step(projected, beta_bias, state, page, writes, reads)
     return reads
 
 

@@ -12,7 +12,7 @@ from deltamem_kernels.triton_tiles import inverse_norm, sigmoid, tanh
 
 @triton.jit
 def paged_step_kernel(projected, bias, pages, page, writes, reads, page_stride, N, R: tl.constexpr,
-                      CHOSEN: tl.constexpr):  # fmt: skip
+                      CHOSEN: tl.constexpr, PAGED: tl.constexpr):  # fmt: skip
     """projected [B, 4·N·r] (q | k | v | β, each N blocks of r), pages [P, N, r, r]. Grid (B, N)."""
     b = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1)
@@ -26,7 +26,8 @@ def paged_step_kernel(projected, bias, pages, page, writes, reads, page_stride, 
     beta = sigmoid(tl.load(block + 3 * N * R).to(tl.float32) + tl.load(bias + n * R + i).to(tl.float32))
     if CHOSEN:
         beta = tl.where(tl.load(writes + b) != 0, beta, 0.0)
-    cell = pages + tl.load(page + b).to(tl.int64) * page_stride + n * (R * R) + i[:, None] * R + i[None, :]
+    at = tl.load(page + b).to(tl.int64) if PAGED else b
+    cell = pages + at * page_stride + n * (R * R) + i[:, None] * R + i[None, :]
     s = tl.load(cell)
     tl.store(reads + (b * N + n) * R + i, tl.sum(s * query, axis=1))
     correction = beta * (value - tl.sum(s * key, axis=1))
@@ -35,17 +36,20 @@ def paged_step_kernel(projected, bias, pages, page, writes, reads, page_stride, 
 
 @torch.library.custom_op("deltamem::paged_step", mutates_args={"pages", "reads"})
 def _paged_step(
-    projected: Tensor, beta_bias: Tensor, pages: Tensor, page: Tensor, writes: Tensor | None, reads: Tensor
+    projected: Tensor, beta_bias: Tensor, pages: Tensor, page: Tensor | None, writes: Tensor | None, reads: Tensor
 ) -> None:
     _, states, rank, _ = pages.shape
-    grid = (page.shape[0], states)
-    paged_step_kernel[grid](
-        projected, beta_bias, pages, page, writes, reads, pages.stride(0), states, rank, writes is not None, num_warps=1
-    )
+    paged_step_kernel[(projected.shape[0], states)](
+        projected, beta_bias, pages, page, writes, reads, pages.stride(0), states, rank, writes is not None,
+        page is not None, num_warps=1,
+    )  # fmt: skip
 
 
 def triton_paged_step(
-    projected: Tensor, beta_bias: Tensor, pages: Tensor, page: Tensor, writes: Tensor | None, reads: Tensor
+    projected: Tensor, beta_bias: Tensor, pages: Tensor, page: Tensor | None, writes: Tensor | None, reads: Tensor
 ) -> None:
-    """Same function as :func:`deltamem_kernels.paged.paged_step`; a page is read and written by one sequence only."""
+    """Same function as :func:`deltamem_kernels.paged.paged_step`; a page is read and written by one sequence only.
+
+    ``page`` may be None: sequence i has page i.
+    """
     torch.ops.deltamem.paged_step(projected.contiguous(), beta_bias, pages, page, writes, reads)

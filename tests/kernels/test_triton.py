@@ -181,6 +181,9 @@ def test_a_step_in_pages_matches_the_definition(chosen):
     reads = torch.empty(3, states * rank, device=DEVICE)
     triton_paged_step(projected[:, 0], bias, pages, page, writes, reads)
     assert_close((reads.view(3, states, rank), pages[page]), (expected[0][:, 0], after), ("reads", "state"), 1e-6)
+    own = state.clone()
+    triton_paged_step(projected[:, 0], bias, own, None, writes, reads)
+    assert_close((reads.view(3, states, rank), own), (expected[0][:, 0], after), ("reads", "state"), 1e-6)
     others = torch.tensor([1, 2, 5], device=DEVICE)
     assert torch.equal(raw[others], before[others]) and torch.equal(raw[:, -2:], before[:, -2:])
 

@@ -76,7 +76,7 @@ def kernels(rank: int):
     step = {"H": 2560, "R": rank, "ROWS": rank // 4, "BLOCK": triton_step.block_for(rank), "MASKED": True,
             "CHOSEN": True}  # fmt: skip
     yield triton_step.step_kernel, step, 16
-    yield triton_paged.paged_step_kernel, {"R": rank, "CHOSEN": True}, 1
+    yield triton_paged.paged_step_kernel, {"R": rank, "CHOSEN": True, "PAGED": True}, 1
     yield triton_step.steer_kernel, {"NR": rank, "BLOCK": triton_step.STEER_BLOCK}, 4
     for width in (2560, 9728):
         products = {"K": width, "ROWS": triton_products.ROWS, "BLOCK": triton_products.BLOCK}
