@@ -63,7 +63,7 @@ class Batch:
         if decoder is None or not long_enough or not (decoder.slots == rows or (cuda and decoder.slots > rows)):
             self.release()
             self._decoder = decoder = None  # its buffers go before new ones are made
-            self._decoder = decoder = SlotDecoder(model, rows, length)
+            self._decoder = decoder = SlotDecoder(model, rows, length, compiled=new[0].runtime.compiled)
             new = turns
         free = [slot for slot in range(decoder.slots) if slot not in self._slot_of.values()]
         for slot, turn in zip(free, new, strict=False):

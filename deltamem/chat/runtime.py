@@ -23,6 +23,7 @@ class ChatRuntime:
     Args:
         window: most tokens of a prompt and its reply; the backbone's own limit by default.
         part_tokens: longer prompts are fed in parts of this length (:mod:`deltamem.chat.prompt_parts`).
+        compiled: compile the layers that decode (:class:`deltamem.decoding.slot_decoder.SlotDecoder`).
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class ChatRuntime:
         tokenizer: PreTrainedTokenizerBase,
         window: int | None = None,
         part_tokens: int = PART_TOKENS,
+        compiled: bool = False,
     ):
         limit = facts.window(model.base_model.config)
         self.model, self.tokenizer = model, tokenizer
@@ -39,7 +41,7 @@ class ChatRuntime:
             raise WindowError(f"a window of {self.window} tokens: the backbone allows 2 to {limit}")
         if part_tokens < 1:
             raise DeltaMemError(f"part_tokens must be at least 1, got {part_tokens}")
-        self.part_tokens = part_tokens
+        self.part_tokens, self.compiled = part_tokens, compiled
         self.segment = segment_of(model)
 
     def new_state(self) -> ChatState:

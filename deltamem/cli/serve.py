@@ -73,6 +73,12 @@ def command(
     strength: loading.StrengthOption = 1.0,
     device: loading.DeviceOption = None,
     dtype: loading.DtypeOption = "auto",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile what decodes, for speed on a GPU; the first replies wait for it, up to a minute."
+        ),
+    ] = False,
     engine: Annotated[
         str | None,
         typer.Option(help="What computes the replies: vllm, where deltamem[vllm] is installed. Default: this library."),
@@ -113,8 +119,10 @@ def command(
         ((name, named),) = served.items()
         delta_model, tokenizer = loading.load_named(named, device, dtype)
         delta_model.strength = strength
-        runtimes = {name: ChatRuntime(delta_model, tokenizer, window, part_tokens)}
+        runtimes = {name: ChatRuntime(delta_model, tokenizer, window, part_tokens, compiled)}
     else:
+        if compiled:
+            raise DeltaMemError(f"--compile is for this library's own decoding; --engine {engine} has ways of its own")
         runtimes, start = _engine(engine)(served, window, dtype, strength, _json_object(engine_settings))
     settings = ServerSettings(
         store=store,

@@ -6,6 +6,7 @@ graph and replayed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
@@ -21,6 +22,8 @@ from deltamem.decoding.slots import SlotCache
 from deltamem.errors import DeltaMemError
 from deltamem.memory import DeltaMemory
 from deltamem.model import DeltaMemModel, backbone_of
+
+log = logging.getLogger("deltamem.decoding")
 
 STEPS_PER_LOOK = 16
 """Greedy steps between two looks at whether all sequences have ended: each look waits for the device."""
@@ -57,6 +60,7 @@ class SlotDecoder:
         self._stepped = with_attention(self.base, PREFIXED if prefix else SLOTS)
         self._compiled: PreTrainedModel | None = None
         if compiled and not prefix:
+            log.warning("compiling the layers for %d slots: their first step may take a minute", slots)
             memory_layers = None if self._with_memory is None else self._with_memory.memory_layers
             self._compiled = with_compiled_layers(self.base, memory_layers)
         device = self.base.device

@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
+from deltamem.chat.reply import TurnOptions
+from deltamem.chat.runtime import ChatRuntime
+from deltamem.chat.session import reply_pieces
+from deltamem.chat.turn import Turn
 from deltamem.decoding import compiled
 from deltamem.decoding.key_values import KeyValues
 from deltamem.decoding.slot_decoder import SlotDecoder
+from tests.tiny_models import make_chat_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = {"qwen3": 1, "qwen2": 1, "phi3": 1, "gemma2": 2}
@@ -107,6 +112,17 @@ def test_an_empty_sequence_and_another_adapter_on_the_same_backbone(tiny_model, 
         for decoder in decoders:
             decoder.fill([0], KeyValues(), torch.tensor([5], device=DEVICE))
         assert decoders[0].generate([8], ()) == decoders[1].generate([8], ())
+
+
+def test_chats_reply_the_same_through_compiled_layers(programs, caplog):
+    question, texts = [{"role": "user", "content": "Who are you?"}], []
+    for compile_layers in (True, False):
+        runtime = ChatRuntime(*make_chat_model(), compiled=compile_layers)
+        turn = Turn(runtime, runtime.new_state(), question, TurnOptions(max_new_tokens=8))
+        texts.append("".join(reply_pieces(turn)))
+    assert texts[0] == texts[1] != ""
+    assert len(programs) == 1
+    assert "compiling the layers for 1 slots" in caplog.text
 
 
 @pytest.mark.slow
