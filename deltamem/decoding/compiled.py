@@ -163,9 +163,9 @@ def join_products(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_function" and node.target is F.linear and _is_row_product(*node.args[:2]):
             of_row.setdefault(node.args[0], []).append(node)
-    for x, products in of_row.items():
+    for products in of_row.values():
         for start in range(0, len(products), MOST_WEIGHTS):
-            _join(graph, x, products[start : start + MOST_WEIGHTS])
+            _join(graph, products[start : start + MOST_WEIGHTS])
 
 
 def _is_row_product(x: fx.Node, weight: fx.Node) -> bool:
@@ -174,9 +174,10 @@ def _is_row_product(x: fx.Node, weight: fx.Node) -> bool:
     return one_row and weight.op == "placeholder" and matrix.dtype == row.dtype and matrix.is_contiguous()
 
 
-def _join(graph: fx.Graph, x: fx.Node, products: list[fx.Node]) -> None:
+def _join(graph: fx.Graph, products: list[fx.Node]) -> None:
+    row = products[0].args[0]  # not what it was when they were found: that may have been joined itself
     with graph.inserting_before(products[0]):
-        joined = graph.call_function(row_products, (x, [product.args[1] for product in products]))
+        joined = graph.call_function(row_products, (row, [product.args[1] for product in products]))
         for place, product in enumerate(products):
             part = graph.call_function(operator.getitem, (joined, place))
             bias = product.args[2] if len(product.args) > 2 else product.kwargs.get("bias")

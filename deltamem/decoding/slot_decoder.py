@@ -39,7 +39,8 @@ class SlotDecoder:
         capacity: tokens that a slot can hold, prompt included.
         prefix: keys and values [1, …] of a beginning that all sequences share. Slots hold what comes after it.
         compiled: compile the layers (:mod:`deltamem.decoding.compiled`), which takes seconds at the first step, or a
-            fraction where the compiler has kept its work. Not after a shared beginning.
+            fraction where the compiler has kept its work. The adapter's weights are taken as they are now. Not after a
+            shared beginning.
 
     Attributes:
         token: [slots, 1] int64, what the next step feeds; a step leaves the likeliest next token here.

@@ -114,6 +114,17 @@ def test_an_empty_sequence_and_another_adapter_on_the_same_backbone(tiny_model, 
         assert decoders[0].generate([8], ()) == decoders[1].generate([8], ())
 
 
+def test_a_lora_on_the_backbone_whose_products_follow_one_another(tiny_model, programs):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model("llama", "sdpa").to(DEVICE), LoraConfig(target_modules=["q_proj", "o_proj"]))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.3)
+    assert_same(decoded(model.eval(), 1, True), decoded(model, 1, False))
+
+
 def test_chats_reply_the_same_through_compiled_layers(programs, caplog):
     question, texts = [{"role": "user", "content": "Who are you?"}], []
     for compile_layers in (True, False):
