@@ -41,6 +41,13 @@ def locks(workflow) -> list[Path]:
     return list((workflow.folder / ".snakemake/locks").glob("*"))
 
 
+def lingers(process: psutil.Process) -> bool:
+    """Whether it is one of a Ray node's agents, which hold nothing and outlive their node by a minute."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "".join(process.cmdline()).strip() in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    return False
+
+
 class Run:
     """Snakemake in a process group of its own, as a shell starts it."""
 
@@ -61,10 +68,10 @@ class Run:
     def has_trained(self, steps: int) -> None:
         """Waits until it has come so far."""
         self.until(lambda: len(rows(self._workflow)) >= steps)
-        self._everything += self.process.children(recursive=True)
+        self._everything += [each for each in self.process.children(recursive=True) if not lingers(each)]
 
     def ends(self) -> str:
-        """Waits for its end, and that of all that it had started; returns what it said."""
+        """Waits for its end, and that of what it had started; returns what it said."""
         _, left = psutil.wait_procs(self._everything, timeout=120)
         assert not left, [process.name() for process in left]
         return self._log.read_text()

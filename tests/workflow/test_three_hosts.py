@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ class Cluster:
         ]
         self._first, self._other = (words[1:] for words in documented if words[:2] == ["ray", "start"])
 
+    def start_everywhere(self) -> None:
+        """On the head, and then on the others side by side."""
+        self.start_ray(self.head)
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(self.start_ray, self.others))
+
     def start_ray(self, host: Host) -> None:
         """By the page's command for this host, which has a processor for jobs unless it is the head."""
         words = self._first if host is self.head else [word.replace("HEAD", self.head.address) for word in self._other]
@@ -74,8 +81,7 @@ class Cluster:
 def cluster(tmp_path) -> Iterator[Cluster]:
     with hosts(3) as found:
         made = Cluster(found, tmp_path)
-        for host in found:
-            made.start_ray(host)
+        made.start_everywhere()
         yield made
 
 
@@ -146,8 +152,7 @@ def test_a_run_whose_head_loses_its_power_ends_and_goes_on_with_another(cluster,
     cluster.head.gets_power()
     for host in cluster.others:
         host.starts_anew()
-    for host in (cluster.head, *cluster.others):
-        cluster.start_ray(host)
+    cluster.start_everywhere()
     again = cluster.run(beside, command, said)
     assert again.wait() == 0, said.read_text()
     record = json.loads((tmp_path / target).read_text())
