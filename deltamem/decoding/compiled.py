@@ -29,15 +29,8 @@ from deltamem_kernels.device import MOST_WEIGHTS, kernels_chosen
 PROGRAMS = 64
 """Most programs kept: layers of different kinds, with and without a memory, times one row and several."""
 
-INDUCTOR = {
-    "force_pointwise_cat": True,
-    "unroll_reductions_threshold": 33,
-    "realize_reads_threshold": 64,
-    "realize_acc_reads_threshold": 64,
-    "realize_opcount_threshold": 400,
-}
-"""The compiler's settings: rotated halves, and sums over a memory's few channels, are computed again where they are
-read, a few loads each, instead of in kernels of their own."""
+INDUCTOR = {"force_pointwise_cat": True}
+"""The compiler's settings: the halves that rotary embeddings exchange are read where they lie, not copied first."""
 
 
 def with_compiled_layers(model: PreTrainedModel, memory_layers: MemoryLayers | None) -> PreTrainedModel:
