@@ -12,11 +12,13 @@ authors publish. On Qwen3-4B there are about 19 million parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -95,6 +97,17 @@ class MemGen:
     @property
     def dtype(self) -> torch.dtype:
         return self.base.dtype
+
+    def recompute_activations(self) -> None:
+        """Recompute activations in the backward pass, the reasoner's without the LoRA as they were made."""
+        lora = next(module for module in self.model.modules() if isinstance(module, BaseTunerLayer))
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            # asked in the forward pass; the backward pass comes when the LoRA is on again
+            return nullcontext(), self.model.disable_adapter() if lora.disable_adapters else nullcontext()
+
+        options = {"use_reentrant": False, "context_fn": contexts}
+        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
         """[T] tokens to [T, h]."""

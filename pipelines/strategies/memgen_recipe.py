@@ -72,7 +72,7 @@ class MemGenRecipe(LoraRecipe):
         memgen = MemGen(base, self._settings, ends)
         memgen.weaver.to(device)
         if self.cell.train.activation_checkpointing != "none":
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            memgen.recompute_activations()
         memgen.model.train()
         return MemGenObjective(memgen)
 

@@ -116,6 +116,26 @@ def test_only_the_weaver_is_trained_and_all_of_it(memgen):
     assert not [name for name, p in memgen.base.named_parameters() if p.grad is not None and "lora" not in name]
 
 
+def test_recomputed_activations_give_the_same_gradients(memgen):
+    def gradients():
+        objective = MemGenObjective(memgen)
+        objective.zero_grad()
+        torch.manual_seed(0)
+        memgen.model.train()
+        objective(batch).loss.backward()
+        return {name: parameter.grad for name, parameter in objective.named_parameters()}
+
+    memgen.ends[8] = True
+    batch = collate(episodes([2]), [[0, 1]], 0)
+    expected = gradients()
+    memgen.recompute_activations()
+    runs = []
+    memgen.base.get_decoder().layers[0].self_attn.register_forward_pre_hook(lambda *_: runs.append(1))
+    found = gradients()
+    assert len(runs) == 2 * 3  # the weaver's two and the reasoner's, each once more in the backward pass
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-7) for name in expected)
+
+
 @torch.no_grad()
 def test_answers_side_by_side_are_those_of_one_prompt_recomputed_at_every_token(memgen):
     memgen.ends[::3] = True  # many, so that rows insert at different moments
