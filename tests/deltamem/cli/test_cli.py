@@ -167,6 +167,7 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
         (["serve", "--adapter", "ADAPTER", "--adapter", "ADAPTER", "--port", "FREE"], "are called adapter"),
         (["serve", "--adapter", "ADAPTER", "--adapter", "x=ADAPTER", "--port", "FREE"], "need --engine vllm"),
         (["serve", "--adapter", "ADAPTER", "--adapter", "x=ADAPTER", "--name", "y", "--port", "FREE"], "NAME=ADAPTER"),
+        (["serve", "--adapter", "ADAPTER", "--port", "FREE", "--engine", "vllm", "--compile"], "own decoding"),
         (["serve", "--adapter", "ADAPTER", "--model", "models:/x@y", "--port", "FREE"], "either --adapter"),
         (["chat", "--adapter", "ADAPTER", "--device", "nonsense"], "can't be loaded on nonsense"),
         (["chat", "--adapter", "ADAPTER", "--session", "SESSION", "--window", "99"], "are for a new session"),
