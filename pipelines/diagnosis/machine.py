@@ -32,7 +32,7 @@ def look_at_machine(config: Config, costs: Costs, to_fetch: int) -> Iterator[Fin
     wanted = {entry.attn_implementation for entry in config.backbones.values()}
     if "flash_attention_2" in wanted:
         there = is_flash_attn_2_available()
-        told = "FlashAttention 2" if there else "FlashAttention 2 isn't installed: sdpa takes its place, slower"
+        told = "FlashAttention 2" if there else "FlashAttention 2 isn't installed: sdpa takes its place"
         yield Finding("attention", "ok" if there else "note", told)
 
 
