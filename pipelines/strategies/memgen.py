@@ -11,8 +11,8 @@ authors publish. On Qwen3-4B there are about 19 million parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -86,6 +86,7 @@ class MemGen:
         self.settings = settings
         self.model = make_lora(base, lora, settings.dropout)
         self.weaver = Weaver(self.model, settings)
+        self._lora = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         self.ends = ends
         self.base = cast(PreTrainedModel, self.model.get_base_model())
         self.config, self.generation_config = base.config, base.generation_config
@@ -98,13 +99,24 @@ class MemGen:
     def dtype(self) -> torch.dtype:
         return self.base.dtype
 
+    @contextmanager
+    def reasoning(self) -> Generator[None]:
+        """The backbone without the LoRA."""
+        # PEFT's disable_adapter looks through the whole model: too slow for every token and every recomputed layer
+        for module in self._lora:
+            module.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for module in self._lora:
+                module.enable_adapters(True)
+
     def recompute_activations(self) -> None:
         """Recompute activations in the backward pass, the reasoner's without the LoRA as they were made."""
-        lora = next(module for module in self.model.modules() if isinstance(module, BaseTunerLayer))
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             # asked in the forward pass; the backward pass comes when the LoRA is on again
-            return nullcontext(), self.model.disable_adapter() if lora.disable_adapters else nullcontext()
+            return nullcontext(), self.reasoning() if self._lora[0].disable_adapters else nullcontext()
 
         options = {"use_reentrant": False, "context_fn": contexts}
         self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
@@ -156,7 +168,7 @@ class MemGen:
     def answer_logits(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Tensor:
         """Logits before each answer token, [A, V], the rows' one after the other."""
         rows = self.woven(prompts, answers)
-        with self.model.disable_adapter():
+        with self.reasoning():
             states = _states(self.base, [row.embeddings for row in rows])
         read = torch.cat([found[row.before] for found, row in zip(states, rows, strict=True)])
         return self.base.get_output_embeddings()(read)

@@ -156,7 +156,7 @@ class _Answers:
 
     def _step(self, embeddings: Tensor) -> Tensor:
         positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1] :]
-        with self.memgen.model.disable_adapter():
+        with self.memgen.reasoning():
             out = self.memgen.base(
                 inputs_embeds=embeddings, attention_mask=self.mask, position_ids=positions,
                 past_key_values=self.cache, use_cache=True, logits_to_keep=1,
