@@ -98,7 +98,7 @@ def test_generation(tmp_path):
     out = tmp_path / "rows.json"
     generation.main("tiny", ["tsw"], prefill=[16], context=8, batch=[2], tokens=2, repeats=1, device="cpu", out=out)
     found = {(row["what"], row["with"]) for row in rows(out)}
-    assert len(found) == len(rows(out)) == 6 and all(row["value"] > 0 for row in rows(out))
+    assert len(found) == len(rows(out)) == 8 and all(row["value"] > 0 for row in rows(out))
 
 
 def test_serving(tmp_path):
