@@ -254,7 +254,8 @@ def test_a_client_that_leaves_ends_its_turn_and_leaves_no_trace(server, runtime)
     before = server.kept("left", runtime)
     with pytest.raises(httpx.TimeoutException):
         body = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 1500}], "max_tokens": 64}
-        httpx.post(f"{server.url}/v1/chat/completions", json={**body, "session_id": "left"}, timeout=0.05)
+        leaves = httpx.Timeout(60, read=0.005)  # long after it is sent, and long before 1,500 tokens are read
+        httpx.post(f"{server.url}/v1/chat/completions", json={**body, "session_id": "left"}, timeout=leaves)
     reply = server.ask("after", "left")  # waits for its session to be free
     assert content(reply) is not None
     state = server.kept("left", runtime)
