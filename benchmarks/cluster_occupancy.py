@@ -15,7 +15,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import torch
 import typer
 
 from benchmarks.measure import report
+from benchmarks.processes import free_port
 from benchmarks.shapes import SHAPES
 from pipelines.backbone import prepare_backbone
 from pipelines.config import Config, resolve_config
@@ -198,9 +198,7 @@ def _busy() -> float:
 def ray_cluster(folder: Path, cards: Cards) -> Iterator[str]:
     """A Ray head with so many cards, and its address; at the end nothing of it is left."""
     own = Path(tempfile.mkdtemp(prefix="dm", dir="/tmp"))  # short, as the paths of sockets are limited
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     counted = [f"--num-gpus={cards.count}", f"--num-cpus={UNDER_WAY}"] if cards.gpu else [f"--num-cpus={cards.count}"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
     command += [*counted, f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={own}"]

@@ -8,8 +8,6 @@ training loses beyond what is measured here it loses to Ray and to reading episo
 from __future__ import annotations
 
 import json
-import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from torch.profiler import profile
 
 from benchmarks.eight_gpus import communication
 from benchmarks.measure import report
+from benchmarks.processes import free_port, join_process_group
 from benchmarks.shapes import random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.acceleration import compile_norms_and_mlps
@@ -68,30 +67,22 @@ def _rows(work: Work, counts: list[int]) -> Iterator[dict[str, Any]]:
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "row.json"
-            mp.spawn(_worker, (count, work, str(file), _free_port()), nprocs=count)
+            mp.spawn(_worker, (count, work, str(file), free_port()), nprocs=count)
             row = json.loads(file.read_text())
         first = first or row["step s"] * count
         yield {"workers": count, **row, "efficiency": first / (row["step s"] * count)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _worker(rank: int, count: int, work: Work, file: str, port: int) -> None:
     """One process of a measurement; the first leaves the row."""
     from pipelines.training import deepspeed_engine as engines
 
-    around = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in around.items()})
     gpu = work.device == "cuda"
     place = torch.device("cuda", rank) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(place)
     began = time.perf_counter()
-    dist.init_process_group("nccl" if gpu else "gloo")
+    join_process_group(place, port, rank, count)
     base = random_backbone(work.shape, place)
     if work.compiled:
         compile_norms_and_mlps(base)

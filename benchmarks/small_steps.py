@@ -13,7 +13,6 @@ place of clipping and AdamW in the ways that say so.
 from __future__ import annotations
 
 import gc
-import os
 import random
 import time
 import traceback
@@ -25,6 +24,7 @@ import torch
 import typer
 
 from benchmarks.measure import peak_gib, report
+from benchmarks.processes import free_port, join_process_group
 from benchmarks.shapes import random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.acceleration import compile_norms_and_mlps
@@ -181,10 +181,8 @@ def _engine(objective: MemoryObjective, place: torch.device) -> Callable[[Step],
     from pipelines.config import Train
     from pipelines.training import deepspeed_engine as engines
 
-    around = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
-    os.environ.update(around)
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo", rank=0, world_size=1)
+        join_process_group(place, free_port())
     accumulated: dict[int, Any] = {}
 
     def learn(step: Step) -> float:

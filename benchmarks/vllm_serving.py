@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import torch
 import typer
 
 from benchmarks.measure import report
+from benchmarks.processes import free_port
 
 SERVERS = ("own", "vllm without memory", "vllm with memory")
 STORY = (
@@ -79,8 +79,7 @@ def _command(name, base, adapter, vllm_python, most, compiled, dtype, device, po
 @contextlib.contextmanager
 def _running(name, base, adapter, vllm_python, most, compiled, dtype, device) -> Generator[str]:
     """A server's address, while it runs."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as store:
         command = _command(name, base, adapter, vllm_python, most, compiled, dtype, device, port, store)
         environment = {"VLLM_CPU_KVCACHE_SPACE": "4", "HF_HUB_OFFLINE": "1", **os.environ}
