@@ -108,8 +108,8 @@ def configuration(
         },
         "data": {"source": "generated", "max_written_tokens": 2048, "max_read_tokens": 256, "processes": 1,
                  "generated": {"train_papers": 16, "eval_papers": papers, "facts_per_paper": 4}},
-        "train": {"max_steps": steps, "epochs": 10_000, "batch_size": 8, "num_workers": 1, "use_gpu": cards.gpu,
-                  "measure_memory_every": 0, "ray_address": address},
+        "train": {"max_steps": steps, "epochs": 10_000, "batch_size": 8, "micro_batch_size": 8, "num_workers": 1,
+                  "use_gpu": cards.gpu, "measure_memory_every": 0, "ray_address": address},
         "evaluate": {"use_gpu": cards.gpu, "gpus": cards.share, "bootstrap_samples": 100, "max_new_tokens": 16},
         "register": {"live": False},
     }  # fmt: skip
