@@ -15,7 +15,7 @@ from pipelines.benchmarks import Benchmark, Context, Question, get_benchmark
 from pipelines.benchmarks.answer_f1 import answer_f1
 from pipelines.benchmarks.base import first_questions
 from pipelines.benchmarks.hotpotqa import exact_match
-from pipelines.config.benchmarks import ChatRecallSettings, HotpotqaSettings, LocomoSettings
+from pipelines.config.benchmarks import ChatRecallSettings, ChatRepliesSettings, HotpotqaSettings, LocomoSettings
 from pipelines.config.data import DataSource, QasperSource, SquadSource, TweetqaSource
 from pipelines.data.documents import BadRecord
 from pipelines.data.sources import load_corpus
@@ -74,13 +74,14 @@ SETS: dict[str, Callable[[str], Benchmark]] = {
     "hotpotqa": lambda file: get_benchmark("hotpotqa", HotpotqaSettings(kind="hotpotqa", version=1, file=file)),
     "locomo": lambda file: get_benchmark("locomo", LocomoSettings(kind="locomo", version=1, file=file)),
     "chat": lambda _: get_benchmark("chat", ChatRecallSettings(kind="chat_recall", version=1)),
+    "replies": lambda _: get_benchmark("replies", ChatRepliesSettings(kind="chat_replies", version=1)),
 }
-"""From a set's file to its benchmark: SQuAD's form by sentence and by passage, TweetQA, QASPER, HotpotQA, LoCoMo; chats
-need no file."""
+"""From a set's file to its benchmark: SQuAD's form by sentence and by passage, TweetQA, QASPER, HotpotQA, LoCoMo. Chats
+need no file, nor does what a memory costs their ordinary replies."""
 
 
 def find_set(entry: str) -> Benchmark:
-    """The benchmark of ``NAME=FILE``, a name of :data:`SETS`. Raises typer.BadParameter where there is none."""
+    """The benchmark of ``NAME=FILE``, or ``NAME``, in :data:`SETS`. Raises typer.BadParameter where there is none."""
     name, _, file = entry.partition("=")
     if name not in SETS:
         raise typer.BadParameter(f"no set of the name {name}; there are {', '.join(SETS)}")

@@ -1,7 +1,9 @@
 """What an adapter remembers of real text and of chats: `python -m benchmarks.real_text --help`.
 
 Every set is asked of the frozen backbone (none, full), of the adapter (none, state, swapped, full) and, where one is
-given, of a LoRA that was trained without ever seeing a text (none): what adaptation alone buys.
+given, of a LoRA that was trained without ever seeing a text (none): what adaptation alone buys. ``replies``, in which
+the frozen backbone's own replies are the right ones, is asked of the adapter alone: steering nothing (strength_0), with
+an empty memory and with a filled one.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from benchmarks.asking import SETS, How, ask, find_set, in_columns, some_questio
 from benchmarks.measure import report
 from deltamem import DeltaMemModel
 from pipelines.backbones.prepared import load_backbone
-from pipelines.benchmarks import Benchmark
+from pipelines.benchmarks import Benchmark, Context
+from pipelines.benchmarks.chat_replies import ChatReplies
 from pipelines.evaluation.effects import EFFECTS
 from pipelines.evaluation.examiner import reader_and_encoder
+from pipelines.evaluation.own_replies import with_own_replies
 from pipelines.evaluation.records import Record
 from pipelines.evaluation.results import NLL, Scores
 from pipelines.evaluation.statistics import Bootstrap, paired_difference
@@ -37,7 +41,7 @@ class Asked(NamedTuple):
 def main(
     backbone: Annotated[Path, typer.Argument(help="prepared backbone folder")],
     adapter: Annotated[str, typer.Argument(help="δ-mem adapter on it: a folder or Hub id")],
-    sets: Annotated[list[str], typer.Argument(help=f"NAME=FILE, or chat; names: {', '.join(SETS)}")],
+    sets: Annotated[list[str], typer.Argument(help=f"NAME=FILE, or chat or replies; names: {', '.join(SETS)}")],
     lora: Annotated[
         Path | None, typer.Option(help="a LoRA trained without any text, as lora_without_context is")
     ] = None,
@@ -58,18 +62,31 @@ def _rows(
     backbone: Path, adapter: str, lora: Path | None, benchmarks: Sequence[Benchmark], device: torch.device, how: How
 ) -> Iterator[dict[str, Any]]:
     base, tokenizer = load_backbone(backbone, device=device)
-    contexts = {benchmark.name: some_questions(list(benchmark.contexts()), how.questions) for benchmark in benchmarks}
+    contexts = {benchmark.name: _contexts(benchmark, base, tokenizer, how) for benchmark in benchmarks}
     states: dict[str, list[Record]] = {}
     for asked in _models(base, adapter, lora):
         for benchmark in benchmarks:
-            chosen = contexts[benchmark.name]
+            chosen, conditions = contexts[benchmark.name], asked.conditions
+            if isinstance(benchmark, ChatReplies):
+                if asked.name != "adapter":
+                    continue
+                conditions = ["strength_0", "none", "state"]
             parts = reader_and_encoder(asked.model, tokenizer, chosen[0].questions[0])
-            records, numbers = ask(*parts, benchmark, chosen, asked.conditions, f"{benchmark.name}-{asked.name}", how)
+            records, numbers = ask(*parts, benchmark, chosen, conditions, f"{benchmark.name}-{asked.name}", how)
             yield from _told(benchmark, asked.name, numbers)
             if asked.name == "adapter":
                 states[benchmark.name] = records
             elif asked.name == "lora":
                 yield _against(benchmark, states[benchmark.name], records, how)
+
+
+def _contexts(benchmark: Benchmark, base: Any, tokenizer: Any, how: How) -> list[Context]:
+    """What is asked about, with the frozen backbone's own replies where they are the right ones."""
+    chosen = some_questions(list(benchmark.contexts()), how.questions)
+    if not isinstance(benchmark, ChatReplies):
+        return chosen
+    parts = reader_and_encoder(base, tokenizer, chosen[0].questions[0])
+    return with_own_replies(chosen, *parts, benchmark.max_new_tokens, how.batch_size)
 
 
 def _models(base: Any, adapter: str, lora: Path | None) -> Iterator[Asked]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -195,7 +195,7 @@ def _with_own_replies(exam: Exam, contexts: list[Context], limit: int) -> list[C
     if all(question.references for context in contexts for question in context.questions):
         return contexts
     model, tokenizer, _ = load_model(exam.config, exam.backbone, FROZEN, 0)
-    reader, encoder = reader_and_encoder(model, tokenizer, replace(contexts[0].questions[0], references=["Yes."]))
+    reader, encoder = reader_and_encoder(model, tokenizer, contexts[0].questions[0])
     return with_own_replies(contexts, reader, encoder, limit, exam.config.evaluate.batch_size)
 
 

@@ -129,7 +129,8 @@ def test_scaling(tmp_path):
 @pytest.fixture
 def backbone(tmp_path):
     spec = load_config(PROJECT / "configs" / "ci_mixture.yaml").entry("backbones", "tiny-random")
-    prepare_backbone("tiny-random", spec, tmp_path / "tiny-random")
+    lively = spec.architecture | {"initializer_range": 0.3}  # with the default it says one token over and over
+    prepare_backbone("tiny-random", spec.model_copy(update={"architecture": lively}), tmp_path / "tiny-random")
     return tmp_path / "tiny-random"
 
 
@@ -219,6 +220,20 @@ def test_real_text(backbone, adapter, squad, tmp_path):
         )
     assert nll["adapter", "none"] != nll["frozen", "none"], "a chat's question is written as it is read"
     assert found["passages", "adapter", "none"]["nll"] == pytest.approx(found["passages", "frozen", "none"]["nll"])
+
+
+def test_what_a_memory_costs_replies_is_against_the_frozen_model_s_own(backbone, adapter, tmp_path):
+    generation = backbone / "generation_config.json"
+    ending = {"eos_token_id": list(range(0, 256, 3))}  # or its replies, drawn at random, would have no end
+    generation.write_text(json.dumps(json.loads(generation.read_text()) | ending))
+    arguments = {"questions": 2, "batch_size": 4, "samples": 50, "device": "cpu"}
+    real_text.main(backbone, adapter, ["replies"], out=tmp_path / "out", **arguments)
+    found = {row["what"]: row for row in rows(tmp_path / "out" / "rows.json")}
+    assert list(found) == ["strength_0", "none", "state", "steering effect", "empty effect"]
+    frozen = found["strength_0"]
+    assert frozen["f1"] == 1.0, "what the frozen model replies is its own reply"
+    for effect, condition in (("steering effect", "state"), ("empty effect", "none")):
+        assert found[effect]["nll"] == pytest.approx(frozen["nll"] - found[condition]["nll"]) != 0
 
 
 def test_collectives_count_once_and_alone_only_while_nothing_is_computed():
