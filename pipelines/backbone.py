@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.backbones.prepared import RECORD, backbone_record, content_digest, load_tokenizer
+from pipelines.backbones.prepared import content_digest, load_tokenizer
+from pipelines.backbones.record import RECORD, backbone_record
 from pipelines.backbones.sources import fetch
 from pipelines.config import config_hash, load_config
 from pipelines.config.backbones import Backbone

@@ -10,17 +10,25 @@ import os
 
 
 def for_training() -> None:
-    """Ray's and DeepSpeed's."""
+    """Ray's."""
     _default("RAY_USAGE_STATS_ENABLED", "0")
     _default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every print of a worker appears twice
     _default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a controller that notices reports and deaths quickly
     _default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # on a cluster that is full it is started anew then
     _default("RAY_worker_niceness", "0")  # the workers are the work; by default they give way to everything
     _default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray never sets the devices of workers without a GPU
+    # A process for every CPU, started early for whoever may need it. Ray Train can't: its have variables of their own.
+    _default("RAY_prestart_worker_first_driver", "0")
+    # A process that tells the loop of nodes about to go. Ours doesn't ask: it goes on from its last checkpoint.
+    _default("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def for_deepspeed() -> None:
+    """DeepSpeed's, which looks for a device when it is imported, and warns of none."""
     import torch
 
     if not torch.cuda.is_available():
-        _default("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for a device when it is imported, and warns of none
+        _default("DS_ACCELERATOR", "cpu")
 
 
 def for_registry() -> None:

@@ -139,7 +139,7 @@ def _plain(message: Any) -> Any:
 def _load_pyfunc(path: str, model_config: dict[str, Any]) -> ChatModel:
     """Called by MLflow with the registered folder."""
     from deltamem.cli.loading import load
-    from pipelines.backbones.prepared import backbone_digest
+    from pipelines.backbones.record import backbone_digest
 
     folder = Path(model_config["backbone"])
     if not folder.is_dir():

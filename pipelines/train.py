@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 
-from pipelines.backbones.prepared import backbone_digest
+from pipelines.backbones.record import backbone_digest
 from pipelines.config import Cell, Config, config_hash, load_config
 from pipelines.data.shards import read_manifest
 from pipelines.errors import StageError, run_stage
@@ -27,12 +30,13 @@ from pipelines.run.provenance import provenance
 from pipelines.strategies.kinds import KINDS, recipe_of
 from pipelines.training import checkpoint
 from pipelines.training.curve import Watcher
-from pipelines.training.forecast import Forecast
 from pipelines.training.ray_cluster import run_workers, started_ray
-from pipelines.training.recipe import Recipe
 from pipelines.training.task import WorkerTask
 from pipelines.training.trackers import Tracker, make_tracker
 from pipelines.training.warm_start import WarmStart
+
+if TYPE_CHECKING:
+    from pipelines.training.recipe import Recipe
 
 console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -62,41 +66,72 @@ def train_cell(config: Config, backbone: str, strategy: str, seed: int) -> Path:
 
 
 def _train(config: Config, cell: Cell, layout: Layout) -> Path:
+    began = time.perf_counter()
     key = backbone, strategy, seed = cell.backbone_name, cell.strategy_name, cell.seed
-    recipe = recipe_of(config, cell)
+    inputs = _inputs(config, cell)
+    with ThreadPoolExecutor(1) as meanwhile:
+        planned = meanwhile.submit(_plan, config, cell, inputs)  # it loads for as long as Ray needs to start
+        with started_ray(cell.train):
+            plan = planned.result()
+            with room_to_write(plan.run_folder):
+                saved = _run(config, plan)
+    record = checkpoint.record(saved)
+    record |= {
+        "like_one_run": "to the bit" if len(record["workers"]) == 1 else "to rounding",
+        "backbone": backbone, "strategy": strategy, "seed": seed, "inputs": plan.inputs,
+        "wall_seconds": time.perf_counter() - began,
+        "provenance": provenance(parts.train(config, *key)), **plan.notes,
+    }  # fmt: skip
+    folder = layout.adapter(*key)
+    _write_adapter(folder, saved, plan, record)
+    shutil.rmtree(plan.run_folder.parent)
+    return folder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a training before it starts.
+
+    Attributes:
+        start: the adapter that it starts from, None for a new one.
+        inputs: digests of all that decides the adapter.
+        notes: what the record says of episodes that aren't trained on.
+        run_folder: of its checkpoints and its curve.
+    """
+
+    recipe: Recipe
+    start: WarmStart | None
+    steps: int
+    inputs: dict[str, str]
+    notes: dict[str, Any]
+    run_folder: Path
+
+
+def _plan(config: Config, cell: Cell, inputs: dict[str, str]) -> Plan:
+    """Reads the episodes, says what their training will take, and makes room for it."""
+    from pipelines.training.forecast import Forecast  # with all that transformers loads to make a model
+
+    layout, recipe = Layout(config), recipe_of(config, cell)
     episodes, notes = recipe.episodes()
     schedule = recipe.schedule(episodes, cell.train.num_workers)
     if too_long := notes.get("prompts_beyond_the_window", {}).get("count"):
         console.print(
-            f"{strategy}: the prompts of {too_long} episodes are longer than the backbone's window "
+            f"{cell.strategy_name}: the prompts of {too_long} episodes are longer than the backbone's window "
             f"(data.overlong: {config.data.overlong})"
         )
     start = WarmStart.find(recipe, layout.store)
     console.print(f"{_title(cell)}: {Forecast.of(recipe, schedule)}")
-    inputs = _inputs(config, cell, start)
-    state = layout.train_state(*key).resolve()
+    inputs = inputs | ({"init_adapter": start.digest} if start else {})
+    state = layout.train_state(cell.backbone_name, cell.strategy_name, cell.seed).resolve()
     run_folder = state / f"run-{config_hash({**inputs, **notes})[:12]}"
     _drop_other_runs(state, run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    with room_to_write(run_folder):
-        saved = _run(config, recipe, start, run_folder, schedule.steps)
-        record = checkpoint.record(saved)
-        record |= {
-            "like_one_run": "to the bit" if len(record["workers"]) == 1 else "to rounding",
-            "backbone": backbone, "strategy": strategy, "seed": seed, "inputs": inputs,
-            "wall_seconds": time.perf_counter() - began,
-            "provenance": provenance(parts.train(config, *key)), **notes,
-        }  # fmt: skip
-    folder = layout.adapter(*key)
-    _write_adapter(folder, saved, run_folder, recipe, record)
-    shutil.rmtree(state)
-    return folder
+    return Plan(recipe, start, schedule.steps, inputs, notes, run_folder)
 
 
-def _run(config: Config, recipe: Recipe, start: WarmStart | None, run_folder: Path, steps: int) -> Path:
+def _run(config: Config, plan: Plan) -> Path:
     """Run the workers to the end, and show how far they are; returns the folder of the last checkpoint."""
-    cell, layout = recipe.cell, Layout(config)
+    cell, layout, start, run_folder = plan.recipe.cell, Layout(config), plan.start, plan.run_folder
     key = cell.backbone_name, cell.strategy_name, cell.seed
     task = WorkerTask(
         config.model_copy(update={"results_dir": str(layout.results.resolve())}).to_json(),
@@ -106,7 +141,8 @@ def _run(config: Config, recipe: Recipe, start: WarmStart | None, run_folder: Pa
         trace=str(layout.trace(*key).resolve()),
         init_adapter=str(start.copy_to(run_folder / "init_adapter")) if start else None,
     )
-    with started_ray(cell.train), Watcher(_curve(run_folder), _title(cell), steps, _trackers(config, cell)):
+    trackers = _tracker(config, cell), lambda: _live(config, cell)
+    with Watcher(_curve(run_folder), _title(cell), plan.steps, *trackers):
         return run_workers(task, cell.train, run_folder)
 
 
@@ -114,39 +150,43 @@ def _title(cell: Cell) -> str:
     return f"{cell.strategy_name} on {cell.backbone_name}, seed {cell.seed}"
 
 
-def _inputs(config: Config, cell: Cell, start: WarmStart | None) -> dict[str, str]:
-    """Digests of all that decides the adapter."""
+def _inputs(config: Config, cell: Cell) -> dict[str, str]:
+    """Digests of what decides the adapter, but for the one that it may start from."""
     layout, backbone = Layout(config), cell.backbone_name
-    inputs = {
+    return {
         "config": config_hash(parts.train(config, backbone, cell.strategy_name, cell.seed)),
         "data": config_hash(read_manifest(layout.data(backbone, "train"))["shards"]),
         "backbone": backbone_digest(layout.backbone(backbone)),
     }
-    return inputs | ({"init_adapter": start.digest} if start else {})
 
 
-def _trackers(config: Config, cell: Cell) -> list[Tracker]:
-    """Where the curve is sent. A store that can't be used costs the live view, and not the training."""
+def _tracker(config: Config, cell: Cell) -> Sequence[Tracker]:
+    """The one that ``train.tracker`` names, if any."""
     key = cell.backbone_name, cell.strategy_name, cell.seed
     folder, settings = Layout(config).tracker(*key), training_parameters(config, *key)
     tracker = make_tracker(cell.train.tracker, _title(cell), settings, folder)
-    trackers = [tracker] if tracker else []
-    if config.registry.live:
-        from pipelines.registry.live import LiveRun  # with MLflow, which takes seconds
-
-        try:
-            trackers.append(LiveRun(config, *key))
-        except StageError as error:
-            console.print(f"this training isn't shown while it runs: {error}")
-    return trackers
+    return [tracker] if tracker else []
 
 
-def _write_adapter(folder: Path, saved: Path, run_folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
+def _live(config: Config, cell: Cell) -> Sequence[Tracker]:
+    """The run in MLflow. A store that can't be used costs the live view, and not the training."""
+    if not config.registry.live:
+        return []
+    from pipelines.registry.live import LiveRun  # with MLflow, which takes seconds
+
+    try:
+        return [LiveRun(config, cell.backbone_name, cell.strategy_name, cell.seed)]
+    except StageError as error:
+        console.print(f"this training isn't shown while it runs: {error}")
+        return []
+
+
+def _write_adapter(folder: Path, saved: Path, plan: Plan, record: dict[str, Any]) -> None:
     """The float32 master weights of a checkpoint as an adapter folder."""
     with replacing(folder) as partial:
-        recipe.save(partial, checkpoint.master_weights(saved))
+        plan.recipe.save(partial, checkpoint.master_weights(saved))
         write_record(partial / "training.json", record)
-        shutil.copy(_curve(run_folder), partial / "curve.csv")
+        shutil.copy(_curve(plan.run_folder), partial / "curve.csv")
 
 
 def _curve(run_folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A prepared backbone: its folder read back as a model, a tokenizer and a digest."""
+"""A prepared backbone: its folder read back as a model and a tokenizer, and the digest of what lies in it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import is_flash_attn_2_available
 
 from deltamem.backbone.facts import computed_dtype
+from pipelines.backbones.record import RECORD, backbone_record, make_anew
 from pipelines.errors import StageError
-from pipelines.run.files import file_digest, read_record
-
-RECORD = "backbone.json"
+from pipelines.run.files import file_digest
 
 
 def load_backbone(
@@ -98,11 +97,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def backbone_digest(folder: str | Path) -> str:
-    """The digest (sha256 hex) that `folder` got when it was prepared."""
-    return backbone_record(Path(folder))["digest"]
-
-
 def content_digest(folder: Path) -> str:
     """sha256 (hex) over the names and contents of all files that make the backbone.
 
@@ -123,17 +117,8 @@ def _model_file_digest(path: Path) -> str:
     return file_digest(path)
 
 
-def backbone_record(folder: Path) -> dict[str, Any]:
-    """What `prepare_backbone` recorded of a backbone folder. Raises StageError if it isn't complete."""
-    return read_record(folder / RECORD, f"{folder} is not a complete backbone folder. {_make_anew(folder)}")
-
-
 def _damaged(folder: Path, error: Exception) -> str:
-    return f"{folder} is not a complete backbone folder ({error}). {_make_anew(folder)}"
-
-
-def _make_anew(folder: Path) -> str:
-    return f"Remove it and run `python -m pipelines.backbone --config CONFIG --backbone {folder.name}` again."
+    return f"{folder} is not a complete backbone folder ({error}). {make_anew(folder)}"
 
 
 def _check_room(folder: Path, dtype: torch.dtype, device: torch.device) -> None:

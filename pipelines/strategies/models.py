@@ -6,7 +6,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem import DeltaMemModel
 from deltamem.errors import DeltaMemError
-from pipelines.backbones.prepared import backbone_digest, load_backbone
+from pipelines.backbones.prepared import load_backbone
+from pipelines.backbones.record import backbone_digest
 from pipelines.config import Config
 from pipelines.errors import StageError
 from pipelines.run import parts

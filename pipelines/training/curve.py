@@ -79,11 +79,19 @@ class Watcher:
     Args:
         trackers: get every row once; after a worker's death those that are made again a second time. One that fails,
             as when its server is away for a while, is tried again with each look at the curve, and given up at the end.
+        later: makes more of them once the training has begun, which waits neither for a store nor for its library.
     """
 
-    def __init__(self, path: Path, title: str, steps: int, trackers: Sequence[Tracker] = ()):
+    def __init__(
+        self,
+        path: Path,
+        title: str,
+        steps: int,
+        trackers: Sequence[Tracker] = (),
+        later: Callable[[], Sequence[Tracker]] = tuple,
+    ):
         self.path, self.title = path, title
-        self._sent = dict.fromkeys(trackers, 0)
+        self._sent, self._later = dict.fromkeys(trackers, 0), later
         self._failed: dict[Tracker, Exception] = {}
         self.meter = Meter(steps, Console(stderr=True))
         self._ended = threading.Event()
@@ -107,6 +115,7 @@ class Watcher:
         self.meter.__exit__(*error)
 
     def _watch(self) -> None:
+        self._sent |= dict.fromkeys(self._later(), 0)
         while not self._ended.wait(1.0):
             self._show()
 

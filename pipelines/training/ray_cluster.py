@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import psutil
 import ray
@@ -23,8 +23,8 @@ from rich.console import Console
 from pipelines.config import Train
 from pipelines.errors import StageError
 from pipelines.run import on_cluster
-from pipelines.run.files import room_to_write
 from pipelines.training import checkpoint
+from pipelines.training.entry import work
 from pipelines.training.task import WorkerTask
 
 _TRIES_TO_START = 8
@@ -163,7 +163,7 @@ def _wait_for_nodes(train: Train, what: str) -> None:
 def _trainer(task: WorkerTask, saved: Path | None, train: Train, run_folder: Path) -> TorchTrainer:
     """One try. Its folder is new: what Ray Train finds noted in one of another try it would go on from by itself."""
     return TorchTrainer(
-        _work,
+        work,
         train_loop_config={"task": task, "saved": saved},
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -176,14 +176,6 @@ def _trainer(task: WorkerTask, saved: Path | None, train: Train, run_folder: Pat
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-
-
-def _work(settings: dict[str, Any]) -> None:
-    from pipelines.training.worker import train_worker  # with DeepSpeed, which only workers need
-
-    task: WorkerTask = settings["task"]
-    with room_to_write(Path(task.curve).parent):
-        train_worker(task, settings["saved"])
 
 
 def _found_no_room(error: BaseException) -> bool:

@@ -11,7 +11,8 @@ import pyarrow as pa
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipelines.backbones.prepared import backbone_record, load_tokenizer
+from pipelines.backbones.prepared import load_tokenizer
+from pipelines.backbones.record import backbone_record
 from pipelines.config import Cell, Config
 from pipelines.data.shards import open_episodes
 from pipelines.run.layout import Layout

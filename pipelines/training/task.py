@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from pipelines.config import resolve_config
-from pipelines.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipelines.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltamem.adapters.locate import FILES, locate
 from deltamem.errors import DeltaMemError
 from pipelines.config import config_hash
 from pipelines.errors import StageError
 from pipelines.run.files import file_digest, replacing
-from pipelines.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipelines.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

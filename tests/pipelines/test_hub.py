@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.backbone import prepare_backbone
-from pipelines.backbones.prepared import backbone_digest, load_backbone
+from pipelines.backbones.prepared import load_backbone
+from pipelines.backbones.record import backbone_digest
 from pipelines.benchmarks import get_benchmark
 from pipelines.benchmarks.memory_agent_bench import FILES
 from pipelines.config import load_config

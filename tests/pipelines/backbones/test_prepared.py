@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from deltamem.backbone.facts import computed_dtype
 from pipelines.backbone import app, prepare_backbone
-from pipelines.backbones.prepared import backbone_digest, load_backbone
+from pipelines.backbones.prepared import load_backbone
 from pipelines.backbones.random_weights import byte_tokenizer
+from pipelines.backbones.record import backbone_digest
 from pipelines.config import load_config
 from pipelines.config.backbones import Backbone
 from pipelines.errors import StageError

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pipelines.backbone import prepare_backbone
-from pipelines.backbones.prepared import backbone_digest, load_backbone
+from pipelines.backbones.prepared import load_backbone
+from pipelines.backbones.record import backbone_digest
 from pipelines.config import resolve_config
 from pipelines.errors import StageError
 from pipelines.preprocess import preprocess

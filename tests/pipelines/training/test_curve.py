@@ -1,6 +1,7 @@
 """The training curve: what is kept of it, and who is told."""
 
 import csv
+import threading
 import time
 
 import pytest
@@ -62,6 +63,16 @@ def test_a_tracker_that_was_away_gets_what_it_missed(tmp_path, capsys):
         away.fails_at = 99
     assert [step for step, _ in away.rows] == [1, 2, 3] and away.ended is True
     assert "no more of this curve" not in capsys.readouterr().err
+
+
+def test_a_tracker_that_takes_long_to_make_is_not_waited_for_and_gets_every_row(tmp_path):
+    slow, made = Kept(), threading.Event()
+    curve = Curve(tmp_path / "curve.csv", 0)
+    with Watcher(curve.path, "tsw", 2, later=lambda: made.wait() and [slow]):
+        curve.add(row(1))
+        curve.add(row(2))
+        made.set()
+    assert [step for step, _ in slow.rows] == [1, 2] and slow.ended is True
 
 
 def test_a_training_that_fails_is_told_as_failed(tmp_path):
