@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from deltamem.adapters.evaluation_card import HEADING, eval_results, evaluation_section, read_evaluation
@@ -51,7 +51,7 @@ def publish(
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=repo, folder_path=place, commit_message="Adapter and its card")
             return f"{api.endpoint}/{repo}"
-        except (OSError, HFValidationError) as error:  # whatever the Hub or the way to it says is an OSError
+        except (HFValidationError, *HfHubHTTPError.__bases__) as error:  # its bases are the client's, when nothing answers
             raise DeltaMemError(f"{folder} can't be published as {repo}: {error}") from error
 
 

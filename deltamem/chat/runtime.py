@@ -24,6 +24,9 @@ class ChatRuntime:
         window: most tokens of a prompt and its reply; the backbone's own limit by default.
         part_tokens: longer prompts are fed in parts of this length (:mod:`deltamem.chat.prompt_parts`).
         compiled: compile the layers that decode (:class:`deltamem.decoding.slot_decoder.SlotDecoder`).
+
+    Raises:
+        DeltaMemError: the tokenizer has no chat template, or the window or ``part_tokens`` is out of range.
     """
 
     def __init__(
@@ -34,6 +37,11 @@ class ChatRuntime:
         part_tokens: int = PART_TOKENS,
         compiled: bool = False,
     ):
+        if tokenizer.chat_template is None:
+            raise DeltaMemError(
+                "the backbone's tokenizer has no chat template, so there is no chatting with it: take a backbone that "
+                "was made for chats (…-Instruct), or give the tokenizer a template"
+            )
         limit = facts.window(model.base_model.config)
         self.model, self.tokenizer = model, tokenizer
         self.window = window or limit

@@ -146,5 +146,7 @@ def load_backbone(base: str, revision: str | None, device: str | None, dtype: st
             backbone = backbone.to(computed_dtype(backbone.dtype, device))
         backbone = backbone.to(device).eval()
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {error}") from error
+        here = "" if Path(base).is_dir() else "there is no such folder, and as a Hub id: "
+        also = "" if Path(base).is_dir() else "; name the backbone with --base"
+        raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {here}{error}{also}") from error
     return backbone, tokenizer

@@ -81,7 +81,7 @@ def command(
     ] = False,
     engine: Annotated[
         str | None,
-        typer.Option(help="What computes the replies: vllm, where deltamem[vllm] is installed. Default: this library."),
+        typer.Option(help="What computes the replies: vllm, in an environment that has it. Default: this library."),
     ] = None,
     engine_settings: Annotated[
         str | None,
@@ -177,8 +177,8 @@ def _engine(name: str) -> Callable[..., tuple[dict[str, ChatRuntime], StartEngin
         return found[name].load()
     except ImportError as error:
         raise DeltaMemError(
-            f"--engine {name} needs a package that isn't installed ({error.name}): pip install 'deltamem[{name}]', in "
-            "an environment of its own"
+            f"--engine {name} needs a package that isn't installed ({error.name}); docs/{name}.md says how to make an "
+            "environment that has it"
         ) from error
 
 

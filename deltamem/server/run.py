@@ -15,6 +15,7 @@ from deltamem.server.limits import LOOPBACK
 
 HEAD_SECONDS = 15.0
 _HEADS_END = re.compile(rb"\n\r?\n")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/]+")
 
 
 def make_server(app: FastAPI, host: str, port: int, head_seconds: float = HEAD_SECONDS) -> uvicorn.Server:
@@ -69,11 +70,20 @@ def with_deadline(protocol: type[asyncio.Protocol], head_seconds: float) -> type
 
 
 def check_reach(host: str, api_key: str | None, origins: Sequence[str] = ()) -> None:
-    """Raise DeltaMemError if the server would be open to the network, or to every web page, without a key."""
+    """Raise DeltaMemError if the server would be open to the network, or to every web page, without a key.
+
+    So is an origin that no page can have.
+    """
     if host not in LOOPBACK and not api_key:
         raise DeltaMemError(f"host {host} can be reached from other machines: set an API key, or serve on 127.0.0.1")
     if "*" in origins and not api_key:
         raise DeltaMemError("every web page could use the server: set an API key, or name the pages' origins")
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise DeltaMemError(
+                f"--allow-origin {origin}: browsers name a page's origin as https://chat.example or "
+                "http://localhost:3000, without a path or a slash at its end"
+            )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -88,5 +98,5 @@ def bind(host: str, port: int) -> socket.socket:
         place.bind((host, port))
     except OSError as error:
         place.close()
-        raise DeltaMemError(f"can't listen on {host}, port {port}: {error.strerror}; choose another --port") from error
+        raise DeltaMemError(f"can't listen on {host}, port {port}: {error.strerror}; choose another --port or --host") from error
     return place

@@ -158,6 +158,12 @@ def test_what_can_not_be_published_is_told_in_a_sentence(adapter, at_hub, option
     assert "user/refused" not in at_hub.repos
 
 
+def test_a_hub_that_does_not_answer_is_told_in_a_sentence(adapter, at_hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DeltaMemError, match="can't be published as user/unreached"):
+        publish(adapter, "user/unreached", token=at_hub.token)
+
+
 def test_a_file_that_is_no_evaluation_is_refused(tmp_path):
     (tmp_path / "x.json").write_text('{"benchmark": "qasper"}')
     with pytest.raises(DeltaMemError, match="is no evaluation's result"):

@@ -91,6 +91,13 @@ def test_segment_writes_are_one_pass_per_message(segment):
     same_memory(chat.memory, second.memory)
 
 
+def test_without_a_chat_template_no_chat_begins():
+    model, tokenizer = make_chat_model()
+    tokenizer.chat_template = None
+    with pytest.raises(DeltaMemError, match="no chat template, so there is no chatting"):
+        ChatSession(model, tokenizer)
+
+
 def test_sentences_of_a_reply_are_segments_of_their_own():
     model, tokenizer = make_chat_model("ssw", segment="sentence")
     chat = ChatSession(model, tokenizer)

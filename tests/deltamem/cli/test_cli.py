@@ -149,7 +149,7 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
         (["chat"], "name the adapter"),
         (
             ["chat", "--adapter", "ADAPTER", "--base", "/no/such/folder"],
-            "backbone /no/such/folder can't be loaded",
+            "there is no such folder, and as a Hub id",
         ),
         (["chat", "--adapter", "BASE", "--base", "BASE"], "holds no adapter"),
         (["chat", "--adapter", "ADAPTER", "--dtype", "int3"], "--dtype int3"),
@@ -164,6 +164,8 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
         (["serve", "--adapter", "ADAPTER", "--strength", "nan", "--port", "FREE"], "strength must be a finite number"),
         (["serve", "--adapter", "ADAPTER", "--history", "some"], "choose whole or new"),
         (["serve", "--adapter", "ADAPTER", "--allow-origin", "*"], "every web page could use the server"),
+        (["serve", "--adapter", "ADAPTER", "--allow-origin", "chat.example"], "name a page's origin as https://"),
+        (["serve", "--adapter", "ADAPTER", "--allow-origin", "https://chat.example/"], "without a path"),
         (["serve", "--adapter", "ADAPTER", "--adapter", "ADAPTER", "--port", "FREE"], "are called adapter"),
         (["serve", "--adapter", "ADAPTER", "--adapter", "x=ADAPTER", "--port", "FREE"], "need --engine vllm"),
         (["serve", "--adapter", "ADAPTER", "--adapter", "x=ADAPTER", "--name", "y", "--port", "FREE"], "NAME=ADAPTER"),
