@@ -51,7 +51,7 @@ def publish(
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=repo, folder_path=place, commit_message="Adapter and its card")
             return f"{api.endpoint}/{repo}"
-        except (HFValidationError, *HfHubHTTPError.__bases__) as error:  # its bases are the client's, when nothing answers
+        except (HFValidationError, *HfHubHTTPError.__bases__) as error:  # the bases: when nothing answers
             raise DeltaMemError(f"{folder} can't be published as {repo}: {error}") from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +42,8 @@ def command(
     delta_model, _ = loading.load(base, adapter, model, device, dtype, registry)
     from deltamem.tools.throughput import measure
 
-    table = Table("model", "prompt", "new", "prefill s", "prefill tok/s", "decode tok/s", "in slots", "peak GiB")
+    columns = ("model", "prompt", "new", "prefill s", "prefill tok/s", "decode tok/s", "in slots", "peak GiB")
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False)  # eight columns fit 80 characters
     results = []
     for result in measure(delta_model, prompt_tokens, new_tokens, batch_size, runs):
         results.append(asdict(result))

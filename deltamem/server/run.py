@@ -98,5 +98,6 @@ def bind(host: str, port: int) -> socket.socket:
         place.bind((host, port))
     except OSError as error:
         place.close()
-        raise DeltaMemError(f"can't listen on {host}, port {port}: {error.strerror}; choose another --port or --host") from error
+        told = f"can't listen on {host}, port {port}: {error.strerror}; choose another --port or --host"
+        raise DeltaMemError(told) from error
     return place

@@ -129,7 +129,7 @@ def _inspect_adapter(path: str) -> Inspection:
     config, tensors = load_adapter(locate(path))
     layers = sorted({int(name.split(".")[2]) for name in tensors})
     heads = [head for head in HEADS if head in config.steer]
-    columns = ["layer", "parameters", "‖W_q‖", "‖W_k‖", "‖W_v‖", "‖W_β‖", "gate σ(b)", "lowest", "highest"]
+    columns = ["layer", "weights", "‖W_q‖", "‖W_k‖", "‖W_v‖", "‖W_β‖", "gate σ(b)", "lowest", "highest"]
     columns += [f"‖W_Δ{head}‖" for head in heads]
     rows, tiles = [], {}
     names = ["memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj"]
