@@ -17,6 +17,8 @@ from deltamem.adapters.files import load_adapter, save_adapter
 from deltamem.errors import DeltaMemError
 
 CARD = "README.md"
+# Its HTTP client's error, which is another package's by huggingface-hub's version.
+UNANSWERED: type[Exception] = HfHubHTTPError.__bases__[0]  # ty: ignore[invalid-assignment]
 
 
 def publish(
@@ -51,7 +53,7 @@ def publish(
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=repo, folder_path=place, commit_message="Adapter and its card")
             return f"{api.endpoint}/{repo}"
-        except (HFValidationError, *HfHubHTTPError.__bases__) as error:  # the bases: when nothing answers
+        except (OSError, HFValidationError, UNANSWERED) as error:  # what the Hub answers is an OSError
             raise DeltaMemError(f"{folder} can't be published as {repo}: {error}") from error
 
 

@@ -43,7 +43,7 @@ def command(
     from deltamem.tools.throughput import measure
 
     columns = ("model", "prompt", "new", "prefill s", "prefill tok/s", "decode tok/s", "in slots", "peak GiB")
-    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False)  # eight columns fit 80 characters
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)  # fits 80 characters
     results = []
     for result in measure(delta_model, prompt_tokens, new_tokens, batch_size, runs):
         results.append(asdict(result))

@@ -94,15 +94,20 @@ def save_picture(inspection: Inspection, path: str | Path) -> None:
     layers = list(inspection.tiles)
     columns = min(6, len(layers))
     lines = -(-len(layers) // columns)
-    limit = max(float(tile.abs().max()) for tile in inspection.tiles.values()) or 1.0
-    tile = inspection.tiles[layers[0]]
-    width, height = 1.6 * max(1.0, min(4.0, tile.shape[1] / tile.shape[0])), 1.6
+    values = torch.cat([tile.flatten() for tile in inspection.tiles.values()])
+    low, high = float(values.min()), float(values.max())
+    limit = max(-low, high) or 1.0
+    colours = {"cmap": "viridis", "vmin": low, "vmax": high}
+    if low < 0:  # with white at zero
+        colours = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    shape = inspection.tiles[layers[0]].shape
+    width, height = 2.0, max(0.5, min(2.0, 2.0 * shape[0] / shape[1]))
     size = (columns * width + 1.4, lines * (height + 0.25) + 0.6)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for axis, layer in zip(axes.flat, layers, strict=False):
-        image = axis.imshow(inspection.tiles[layer].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        image = axis.imshow(inspection.tiles[layer].numpy(), aspect="auto", **colours)
         axis.set_title(f"layer {layer}", fontsize=8, pad=2)
     figure.colorbar(image, ax=axes, shrink=0.8)
     figure.suptitle(inspection.picture, fontsize=10)
@@ -129,7 +134,7 @@ def _inspect_adapter(path: str) -> Inspection:
     config, tensors = load_adapter(locate(path))
     layers = sorted({int(name.split(".")[2]) for name in tensors})
     heads = [head for head in HEADS if head in config.steer]
-    columns = ["layer", "weights", "‖W_q‖", "‖W_k‖", "‖W_v‖", "‖W_β‖", "gate σ(b)", "lowest", "highest"]
+    columns = ["layer", "weights", "‖W_q‖", "‖W_k‖", "‖W_v‖", "‖W_β‖", "gate σ(b)", "least", "most"]
     columns += [f"‖W_Δ{head}‖" for head in heads]
     rows, tiles = [], {}
     names = ["memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj"]
@@ -145,8 +150,8 @@ def _inspect_adapter(path: str) -> Inspection:
         count = sum(t.numel() for name, t in tensors.items() if name.startswith(tensor_name(i, "")))
         norms = [get(name).norm() for name in names]
         steering = [get(f"delta_{head}_proj").norm() for head in heads]
-        values = [*norms, gate.mean(), gate.min(), gate.max(), *steering]
-        rows.append([str(i), f"{count:,}", *(f"{float(value):.4f}" for value in values)])
+        gates = [f"{float(value):.4f}" for value in (gate.mean(), gate.min(), gate.max())]
+        rows.append([str(i), f"{count:,}", *(f"{n:.2f}" for n in norms), *gates, *(f"{n:.2f}" for n in steering)])
         tiles[i] = gate.view(config.states, config.rank)
     facts = {
         "strategy": config.strategy.upper() + (f" per {config.segment}" if config.strategy == "ssw" else ""),

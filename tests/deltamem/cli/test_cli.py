@@ -3,7 +3,9 @@
 import json
 import re
 import socket
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import image
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from deltamem import ChatSession, DeltaMemModel
 from deltamem.cli import app, main
+from deltamem.tools.inspection import inspect, save_picture
 from pipelines.registry.model_folder import write_model_folder
 from tests.full_disk import full_disk
 from tests.tiny_models import make_chat_model
@@ -214,6 +217,16 @@ def test_inspect_shows_each_layer_and_draws_them(folders, tmp_path, what):
     assert image.imread(picture).std() > 0.01, "the picture is empty"
 
 
+def test_gates_that_differ_a_little_are_told_apart_on_a_picture_that_fits_a_screen(folders, tmp_path):
+    inspection = inspect(str(folders / "adapter"))
+    gates = {layer: torch.linspace(0.15, 0.2, 8)[None] for layer in range(30)}
+    save_picture(replace(inspection, tiles=gates), tmp_path / "gates.png")
+    picture = image.imread(tmp_path / "gates.png")[..., :3]
+    assert max(picture.shape) < 2000
+    first_layer = picture[60:100, 20:260].reshape(-1, 3)
+    assert len(np.unique(first_layer.round(1), axis=0)) >= 8
+
+
 def test_inspect_measures_on_a_backbone_how_much_an_adapter_steers(folders, tmp_path):
     model = ["inspect", folders / "adapter", "--base", folders / "base", "--device", "cpu"]
     story = deltamem(*model)
@@ -226,6 +239,8 @@ def test_inspect_measures_on_a_backbone_how_much_an_adapter_steers(folders, tmp_
 
 
 def test_a_terminal_of_80_columns_shows_every_digit(folders):
+    text = deltamem("tps", "--adapter", folders / "adapter", "--new-tokens", 4, "--runs", 1, columns=80)
+    assert "delta-mem" in text and max(map(len, text.splitlines())) <= 80
     text = deltamem("inspect", folders / "adapter", columns=80)
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert text.count("0.1824") == 9
