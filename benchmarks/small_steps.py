@@ -27,7 +27,7 @@ from benchmarks.measure import peak_gib, report
 from benchmarks.processes import free_port, join_process_group
 from benchmarks.shapes import random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.backbone.acceleration import compile_norms_and_mlps
+from deltamem.backbone.compiled_layers import compile_layers
 from pipelines.training.batches import EpisodeBatch, Read, Texts, make_reads, pad
 from pipelines.training.graphs import StepGraphs
 from pipelines.training.objective import MemoryObjective
@@ -82,7 +82,7 @@ def _objective(shape: str, states: int, dtype: torch.dtype, way: str, kind: str,
     base = random_backbone(shape, place).to(dtype)
     if "compiled" in way:
         torch.compiler.reset()
-        compile_norms_and_mlps(base)
+        compile_layers(base, dynamic="static" not in way)
     torch.manual_seed(0)
     model = get_delta_mem_model(base, DeltaMemConfig(strategy="msw", num_states=states))
     objective = MemoryObjective(model, 0.0, 0.05, repeat_weight=0.5 if kind == "recipe" else 0.0)

@@ -54,6 +54,10 @@ class DeltaMemLayer(nn.Module):
         """x [B, T, hidden] → q̃ | k̃ | ṽ | β̃, [B, T, 4·N·r], in x's dtype."""
         return F.linear(x, self.in_proj.to(x.dtype))
 
+    def gates(self, projected: Tensor) -> Tensor:
+        """β̃ of a projection, [B, T, N·r]."""
+        return projected[..., 3 * self.num_states * self.rank :]
+
     def forward(
         self, projected: Tensor, state: Tensor, valid: Tensor | None, segments: Segments | None, write: bool
     ) -> tuple[Tensor, Tensor, Written | None]:
@@ -69,16 +73,15 @@ class DeltaMemLayer(nn.Module):
         Returns:
             reads [B, T, N·r] float32, new state, what was written (None without ``write``).
         """
-        gates = slice(3 * self.num_states * self.rank, None)
         if not write:
             return gated_read(projected, state, valid).flatten(2), state, None
         if segments is None:
             reads, state = gated_delta_scan(projected, self.beta_bias, state, valid)
-            return reads.flatten(2), state, Written(projected[..., gates], valid)
+            return reads.flatten(2), state, Written(self.gates(projected), valid)
         reads = gated_read(projected, state, valid)
         means, filled = segment_means(projected, segments)
         _, state = gated_delta_scan(means, self.beta_bias, state, filled)
-        return reads.flatten(2), state, Written(means[..., gates], filled)
+        return reads.flatten(2), state, Written(self.gates(means), filled)
 
     def step(
         self, x: Tensor, state: Tensor, valid: Tensor | None, out_state: Tensor | None, writes: Tensor | None = None
@@ -110,6 +113,9 @@ class DeltaMemLayer(nn.Module):
             reads: [B, T, N·r].
         """
         weight = self.steer[head]
+        if torch.compiler.is_compiling():  # as a sum of its own it becomes part of what the compiler does next
+            added = F.linear(reads, weight.to(output.dtype))
+            return (output.float() + added.float()).to(output.dtype)
         flat, reads = output.view(-1, output.shape[-1]), reads.flatten(0, 1)
         if torch.is_grad_enabled():
             return torch.addmm(flat, reads, weight.to(output.dtype).t()).view_as(output)

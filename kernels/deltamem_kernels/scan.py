@@ -12,6 +12,7 @@ from deltamem_kernels.chunk import chunk_delta_scan
 from deltamem_kernels.device import chosen_backend, fits_triton, triton_runs
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.gates import gated_read as _torch_gated_read
+from deltamem_kernels.opaque import opaque_gated_delta_scan
 from deltamem_kernels.naive import naive_delta_scan
 
 # Under this length the chunk set-up costs more than the token loop.
@@ -24,6 +25,8 @@ def _torch_delta_scan(q, k, v, beta, state, mask=None) -> tuple[Tensor, Tensor]:
 
 
 def _torch_gated_delta_scan(projected, beta_bias, state, mask=None, scan=_torch_delta_scan) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling() and scan is _torch_delta_scan:
+        return opaque_gated_delta_scan(projected, beta_bias, state, mask)
     return scan(*gate_projections(projected, beta_bias, state.shape[1], state.shape[-1]), state, mask)
 
 
@@ -98,7 +101,9 @@ def gated_read(projected: Tensor, state: Tensor, mask: Tensor | None = None) -> 
         mask: [B, T] bool or None; a masked token reads zero.
     """
     if fits_triton(state):
-        shut = _shut_gates(projected.device, state.shape[1] * state.shape[-1])
+        width = state.shape[1] * state.shape[-1]
+        compiling = torch.compiler.is_compiling()
+        shut = _closed(projected.device, width) if compiling else _shut_gates(projected.device, width)
         return gated_delta_scan(projected, shut, state, mask, backend="triton")[0]
     reads = _torch_gated_read(projected, state)
     return reads if mask is None else reads * mask[:, :, None, None]
@@ -107,4 +112,8 @@ def gated_read(projected: Tensor, state: Tensor, mask: Tensor | None = None) -> 
 @lru_cache
 def _shut_gates(device: torch.device, width: int) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor couldn't be saved for a backward pass
-        return torch.full((width,), -1e9, device=device)
+        return _closed(device, width)
+
+
+def _closed(device: torch.device, width: int) -> Tensor:
+    return torch.full((width,), -1e9, device=device)

@@ -151,7 +151,10 @@ def _walk(plan: Plan, programs: int, buffers: Sequence[Tensor], given: Tensor, f
 
 def _outputs(packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, _, states, rank = packed.shape
-    workspace = batch * states * sum(plan_for(tokens, rank).workspace)
+    if isinstance(tokens, int):
+        workspace = batch * states * sum(plan_for(tokens, rank).workspace)
+    else:  # a compiler's symbol for any length, which a plan would make the one it has just seen
+        workspace = torch.library.get_ctx().new_dynamic_size()
     return state.new_empty(batch, tokens, states, rank), torch.empty_like(state), state.new_empty(workspace)
 
 

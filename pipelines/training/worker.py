@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deltamem.backbone.acceleration import compile_norms_and_mlps
+from deltamem.backbone.compiled_layers import compile_layers
 from deltamem.tools.measuring import peak_bytes
 from pipelines.backbones.prepared import load_backbone
 from pipelines.training import checkpoint
@@ -44,7 +44,7 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
     schedule = recipe.schedule(episodes, workers)
     base, _ = load_backbone(recipe.folder, device=device)
     if train.compile_backbone:
-        compile_norms_and_mlps(base)
+        compile_layers(base)
     recipe.prepare(base, episodes)
     objective = recipe.objective(base)
     if task.init_adapter:

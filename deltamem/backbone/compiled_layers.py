@@ -1,0 +1,217 @@
+"""Whole decoder layers with their memory as compiled programs, for training.
+
+Written out in PyTorch, a layer and its gradient are about a hundred kernels; where the backbone is small, most take
+longer to start than to run. Compiled, norms, rotary embeddings, steering, residuals and casts run inside their
+neighbours, and matrix products, attention and the recurrence are what is left. A layer hands its weights in as inputs,
+so that all layers of one kind share one program.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from deltamem.backbone.acceleration import compile_norms_and_mlps
+from deltamem.backbone.decoder import DecoderLayer, find_decoder
+from deltamem.backbone.no_cache import NoCache
+from deltamem.backbone.steering import DeltaCall, without_hooks
+from deltamem.layer import DeltaMemLayer, Written
+from deltamem_kernels.device import chosen_backend, kernels_chosen
+
+log = logging.getLogger("deltamem.backbone")
+
+PROGRAMS = 64
+"""Most programs kept: layers of different kinds, written or read, with and without gradients of what comes in."""
+
+ATTENTION = ("sdpa", "eager")
+"""Attention functions that a compiler can read."""
+
+
+def compile_layers(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
+    """Compile the backbone in place for training; returns the model.
+
+    A layer that a memory passes through with gradients runs as one program, forward and backward. Where it can't (by
+    segment, under activation checkpointing, with other hooks, by another attention function, or where the compiler
+    fails) its norms and MLPs are what is compiled, and the log says why, once.
+
+    Args:
+        **options: of ``torch.compile``. Shapes are dynamic unless these say otherwise: batches differ in length.
+    """
+    compile_norms_and_mlps(model, **options)
+    programs = _Programs({"dynamic": True, **options})
+    for index, layer in enumerate(find_decoder(model).layers):
+        layer.module._compiled_call_impl = _CompiledLayer(index, layer, programs)  # where Module.compile puts it
+    return model
+
+
+class _Programs:
+    """The compiled programs of a model's layers, until one can't be made."""
+
+    def __init__(self, options: dict[str, Any]):
+        torch._dynamo.assume_constant_result(kernels_chosen)
+        torch._dynamo.assume_constant_result(chosen_backend)
+        run = torch.compile(_run, fullgraph=True, **options)
+        # the scan's workspace is of a size that only it knows where lengths are symbols
+        settings = {"recompile_limit": PROGRAMS, "capture_dynamic_output_shape_ops": True}
+        self._run: Callable[..., Any] = torch._dynamo.config.patch(settings)(run)
+        self.failure: str | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """What ``_run`` returns; None if it can't be compiled."""
+        try:
+            return self._run(*args)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self.fail(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            return None
+
+    def fail(self, reason: str) -> None:
+        if self.failure is None:
+            log.warning("whole layers are not compiled, only norms and MLPs: %s", reason)
+        self.failure = reason
+
+
+class _CompiledLayer:
+    """What calling a decoder layer does: runs its program where it can, or else the layer as it is."""
+
+    def __init__(self, index: int, layer: DecoderLayer, programs: _Programs):
+        self._index, self._layer, self._programs = index, layer, programs
+        self._block: _Block | None = None
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        call: DeltaCall | None = options.get("delta_call")
+        if call is None or not torch.is_grad_enabled() or self._programs.failure:
+            return self._plain(*args, **options)
+        if reason := self._obstacle(call, options.get("past_key_values")):
+            self._programs.fail(reason)
+            return self._plain(*args, **options)
+        self._block = self._block or _Block(self._layer)
+        memory = call.layers[str(self._index)] if str(self._index) in call.layers else None
+        state = call.memory_in.get(self._index)
+        given = {**options, "past_key_values": None}
+        del given["delta_call"]
+        if args and not args[0].requires_grad:  # the first layer; with a gradient it shares the others' program
+            args = (args[0].detach().requires_grad_(), *args[1:])
+        found = self._programs(self._block, memory, state, call.valid, call.write, args, given)
+        if found is None:
+            return self._plain(*args, **options)
+        out, projected, after = found
+        if memory is not None:
+            self._record(call, memory, projected, state if after is None else after)
+        return out
+
+    def _plain(self, *args: Any, **options: Any) -> Any:
+        return self._layer.module._call_impl(*args, **options)
+
+    def _record(self, call: DeltaCall, memory: DeltaMemLayer, projected: Tensor, after: Tensor) -> None:
+        call.memory_out[self._index] = after
+        if call.written is not None and call.write:
+            call.written[self._index] = Written(memory.gates(projected), call.valid)
+
+    def _obstacle(self, call: DeltaCall, cache: Any) -> str | None:
+        block, attention = self._layer.module, self._layer.attention
+        if call.segments is not None:
+            return "ssw writes as many segments as a batch happens to have"
+        if isinstance(call.strength, Tensor) or call.strength != 1:
+            return "what is read is scaled"
+        if cache is not None and not isinstance(cache, NoCache):
+            return "there is a KV cache"
+        if block.training and getattr(block, "gradient_checkpointing", False):
+            return "activations are computed again (activation checkpointing)"
+        if attention.config._attn_implementation not in ATTENTION:
+            return f"attention is {attention.config._attn_implementation}, not {' or '.join(ATTENTION)}"
+        for name, module in block.named_modules():
+            bare = without_hooks(module)
+            if bare._forward_hooks or bare._forward_pre_hooks or "forward" in vars(module):
+                return f"{name or 'the layer'} ({type(module).__name__}) has hooks or a forward of its own"
+        return None
+
+
+class _Traffic:
+    """What the attention of the layer now running has made of its memory."""
+
+    def __init__(self) -> None:
+        self.memory: DeltaMemLayer | None = None
+        self.reads: Tensor | None = None
+        self.projected: Tensor | None = None
+        self.after: Tensor | None = None
+
+
+class _Block(nn.Module):
+    """A decoder layer of shared weights, whose attention reads and writes as a compiler can follow."""
+
+    def __init__(self, layer: DecoderLayer):
+        super().__init__()
+        self.traffic = _Traffic()
+        steered: dict[nn.Module, list[tuple[str, int, int]]] = {}
+        for head, projection in layer.projections.items():
+            steered.setdefault(projection.module, []).append((head, projection.start, projection.stop))
+
+        def twin(module: nn.Module) -> nn.Module:
+            made: Any = without_hooks(module)
+            made._modules = {name: child and twin(child) for name, child in module._modules.items()}
+            if module is layer.attention:
+                made.layer_idx = 0  # the number would make each layer a program of its own
+                return _SteeredAttention(made, self.traffic)
+            return _Steered(made, steered[module], self.traffic) if module in steered else made
+
+        self.block = twin(layer.module)
+
+    def forward(
+        self, memory: DeltaMemLayer | None, state: Tensor | None, valid: Tensor | None, write: bool,
+        args: tuple, options: dict[str, Any],
+    ) -> tuple[Any, Tensor | None, Tensor | None]:  # fmt: skip
+        """What the layer returns, the memory's projection, and the state after; None where there is none."""
+        out = self.block(*args, **options, traffic=(memory, state, valid, write))
+        projected, after = self.traffic.projected, self.traffic.after
+        self.traffic.projected = self.traffic.after = None
+        return out, projected, after
+
+
+class _SteeredAttention(nn.Module):
+    """An attention module with its memory."""
+
+    def __init__(self, attention: nn.Module, traffic: _Traffic):
+        super().__init__()
+        self.attention, self.traffic = attention, traffic
+
+    def forward(self, hidden_states: Tensor, *args: Any, traffic: tuple[Any, ...], **options: Any) -> Any:
+        memory, state, valid, write = traffic
+        now = self.traffic
+        if memory is not None:
+            projected = memory.project(hidden_states)
+            reads, after, _ = memory(projected, state, valid, None, write)
+            now.memory, now.reads = memory, memory.scaled(reads, hidden_states.dtype)
+            now.projected, now.after = projected, after if write else None
+        out = self.attention(hidden_states, *args, **options)
+        now.memory = now.reads = None
+        return out
+
+
+class _Steered(nn.Module):
+    """A projection whose output, or parts of it (head, start, stop), are steered."""
+
+    def __init__(self, module: nn.Module, parts: list[tuple[str, int, int]], traffic: _Traffic):
+        super().__init__()
+        self.module, self.parts, self.traffic = module, parts, traffic
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, memory, reads = self.module(x), self.traffic.memory, self.traffic.reads
+        if memory is None or reads is None:
+            return out
+        pieces = [
+            memory.steered(head, out[..., start:stop], reads) if head in memory.steer else out[..., start:stop]
+            for head, start, stop in self.parts
+        ]
+        return torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0]
+
+
+def _run(
+    block: _Block, memory: DeltaMemLayer | None, state: Tensor | None, valid: Tensor | None, write: bool,
+    args: tuple, options: dict[str, Any],
+) -> tuple[Any, Tensor | None, Tensor | None]:  # fmt: skip
+    return block(memory, state, valid, write, args, options)
