@@ -9,8 +9,7 @@ so that all layers of one kind share one program.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from deltamem.backbone.acceleration import compile_norms_and_mlps
 from deltamem.backbone.decoder import DecoderLayer, find_decoder
 from deltamem.backbone.no_cache import NoCache
-from deltamem.backbone.steering import DeltaCall, without_hooks
+from deltamem.backbone.steering import DeltaCall, has_other_hooks, without_hooks
 from deltamem.layer import DeltaMemLayer, Written
 from deltamem_kernels.device import chosen_backend, kernels_chosen
 
@@ -50,70 +49,70 @@ def compile_layers(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
 
 
 class _Programs:
-    """The compiled programs of a model's layers, until one can't be made."""
+    """The compiled programs of a model's layers."""
 
     def __init__(self, options: dict[str, Any]):
-        torch._dynamo.assume_constant_result(kernels_chosen)
-        torch._dynamo.assume_constant_result(chosen_backend)
-        run = torch.compile(_run, fullgraph=True, **options)
+        for known in (kernels_chosen, chosen_backend):  # once and for all
+            torch._dynamo.assume_constant_result(known)
         # the scan's workspace is of a size that only it knows where lengths are symbols
         settings = {"recompile_limit": PROGRAMS, "capture_dynamic_output_shape_ops": True}
-        self._run: Callable[..., Any] = torch._dynamo.config.patch(settings)(run)
-        self.failure: str | None = None
+        self._run = torch._dynamo.config.patch(settings)(torch.compile(_run, fullgraph=True, **options))
+        self._told: set[str] = set()
+        self.usable = True
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> _Ran | None:
         """What ``_run`` returns; None if it can't be compiled."""
         try:
             return self._run(*args)
         except torch._dynamo.exc.TorchDynamoException as error:
-            self.fail(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            self.usable = False
+            first, *_ = str(error).strip().split("\n\n")
+            self.tell(f"{type(error).__name__}: {' '.join(first.split())}")
             return None
 
-    def fail(self, reason: str) -> None:
-        if self.failure is None:
-            log.warning("whole layers are not compiled, only norms and MLPs: %s", reason)
-        self.failure = reason
+    def tell(self, reason: str) -> None:
+        """Log, once, why the layers run as they are."""
+        if reason not in self._told:
+            log.warning("only norms and MLPs are compiled, not whole layers: %s", reason)
+        self._told.add(reason)
 
 
 class _CompiledLayer:
-    """What calling a decoder layer does: runs its program where it can, or else the layer as it is."""
+    """What calling a decoder layer does: run its program where it can, or else the layer as it is."""
 
     def __init__(self, index: int, layer: DecoderLayer, programs: _Programs):
         self._index, self._layer, self._programs = index, layer, programs
+        self._modules = tuple(layer.module.modules())
         self._block: _Block | None = None
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         call: DeltaCall | None = options.get("delta_call")
-        if call is None or not torch.is_grad_enabled() or self._programs.failure:
-            return self._plain(*args, **options)
+        if call is not None and len(args) < 2 and torch.is_grad_enabled() and self._programs.usable:
+            ran = self._run(call, *args, **options)
+            if ran is not None:
+                return ran.output
+        return self._layer.module._call_impl(*args, **options)
+
+    def _run(self, call: DeltaCall, hidden_states: Tensor, **options: Any) -> _Ran | None:
         if reason := self._obstacle(call, options.get("past_key_values")):
-            self._programs.fail(reason)
-            return self._plain(*args, **options)
+            self._programs.tell(reason)
+            return None
         self._block = self._block or _Block(self._layer)
         memory = call.layers[str(self._index)] if str(self._index) in call.layers else None
         state = call.memory_in.get(self._index)
-        given = {**options, "past_key_values": None}
-        del given["delta_call"]
-        if args and not args[0].requires_grad:  # the first layer; with a gradient it shares the others' program
-            args = (args[0].detach().requires_grad_(), *args[1:])
-        found = self._programs(self._block, memory, state, call.valid, call.write, args, given)
-        if found is None:
-            return self._plain(*args, **options)
-        out, projected, after = found
-        if memory is not None:
-            self._record(call, memory, projected, state if after is None else after)
-        return out
-
-    def _plain(self, *args: Any, **options: Any) -> Any:
-        return self._layer.module._call_impl(*args, **options)
-
-    def _record(self, call: DeltaCall, memory: DeltaMemLayer, projected: Tensor, after: Tensor) -> None:
-        call.memory_out[self._index] = after
-        if call.written is not None and call.write:
-            call.written[self._index] = Written(memory.gates(projected), call.valid)
+        if not hidden_states.requires_grad:  # the first layer; with a gradient it shares the others' program
+            hidden_states = hidden_states.detach().requires_grad_()
+        options = {name: value for name, value in options.items() if name not in ("delta_call", "past_key_values")}
+        traffic = None if memory is None else (memory, state, call.valid, call.write)
+        ran = self._programs(self._block, hidden_states, traffic, options)
+        if ran is not None and memory is not None and state is not None:
+            call.memory_out[self._index] = ran.after if ran.after is not None else state
+            if call.written is not None and ran.projected is not None:
+                call.written[self._index] = Written(memory.gates(ran.projected), call.valid)
+        return ran
 
     def _obstacle(self, call: DeltaCall, cache: Any) -> str | None:
-        block, attention = self._layer.module, self._layer.attention
+        block, attention = self._layer.module, self._layer.attention.config._attn_implementation
         if call.segments is not None:
             return "ssw writes as many segments as a batch happens to have"
         if isinstance(call.strength, Tensor) or call.strength != 1:
@@ -122,13 +121,20 @@ class _CompiledLayer:
             return "there is a KV cache"
         if block.training and getattr(block, "gradient_checkpointing", False):
             return "activations are computed again (activation checkpointing)"
-        if attention.config._attn_implementation not in ATTENTION:
-            return f"attention is {attention.config._attn_implementation}, not {' or '.join(ATTENTION)}"
-        for name, module in block.named_modules():
-            bare = without_hooks(module)
-            if bare._forward_hooks or bare._forward_pre_hooks or "forward" in vars(module):
-                return f"{name or 'the layer'} ({type(module).__name__}) has hooks or a forward of its own"
+        if attention not in ATTENTION:
+            return f"attention is {attention}, not {' or '.join(ATTENTION)}"
+        for module in self._modules:
+            if has_other_hooks(module):
+                return f"{type(module).__name__} has hooks of others, or a forward of its own"
         return None
+
+
+class _Ran(NamedTuple):
+    """What a layer returns, its memory's projection [B, T, 4·N·r] and the state after; None where it didn't write."""
+
+    output: Any
+    projected: Tensor | None
+    after: Tensor | None
 
 
 class _Traffic:
@@ -161,15 +167,11 @@ class _Block(nn.Module):
 
         self.block = twin(layer.module)
 
-    def forward(
-        self, memory: DeltaMemLayer | None, state: Tensor | None, valid: Tensor | None, write: bool,
-        args: tuple, options: dict[str, Any],
-    ) -> tuple[Any, Tensor | None, Tensor | None]:  # fmt: skip
-        """What the layer returns, the memory's projection, and the state after; None where there is none."""
-        out = self.block(*args, **options, traffic=(memory, state, valid, write))
-        projected, after = self.traffic.projected, self.traffic.after
+    def forward(self, hidden_states: Tensor, traffic: tuple | None, options: dict[str, Any]) -> _Ran:
+        output = self.block(hidden_states, **options, traffic=traffic)
+        ran = _Ran(output, self.traffic.projected, self.traffic.after)
         self.traffic.projected = self.traffic.after = None
-        return out, projected, after
+        return ran
 
 
 class _SteeredAttention(nn.Module):
@@ -179,14 +181,15 @@ class _SteeredAttention(nn.Module):
         super().__init__()
         self.attention, self.traffic = attention, traffic
 
-    def forward(self, hidden_states: Tensor, *args: Any, traffic: tuple[Any, ...], **options: Any) -> Any:
-        memory, state, valid, write = traffic
+    def forward(self, hidden_states: Tensor, *args: Any, traffic: tuple | None, **options: Any) -> Any:
         now = self.traffic
-        if memory is not None:
+        if traffic is not None:
+            memory, state, valid, write = traffic
             projected = memory.project(hidden_states)
             reads, after, _ = memory(projected, state, valid, None, write)
             now.memory, now.reads = memory, memory.scaled(reads, hidden_states.dtype)
-            now.projected, now.after = projected, after if write else None
+            if write:
+                now.projected, now.after = projected, after
         out = self.attention(hidden_states, *args, **options)
         now.memory = now.reads = None
         return out
@@ -210,8 +213,5 @@ class _Steered(nn.Module):
         return torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0]
 
 
-def _run(
-    block: _Block, memory: DeltaMemLayer | None, state: Tensor | None, valid: Tensor | None, write: bool,
-    args: tuple, options: dict[str, Any],
-) -> tuple[Any, Tensor | None, Tensor | None]:  # fmt: skip
-    return block(memory, state, valid, write, args, options)
+def _run(block: _Block, hidden_states: Tensor, traffic: tuple | None, options: dict[str, Any]) -> _Ran:
+    return block(hidden_states, traffic, options)

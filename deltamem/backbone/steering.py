@@ -153,12 +153,21 @@ class _Steer:
         return torch.cat([output[..., : projection.start], steered, output[..., projection.stop :]], dim=-1)
 
 
+def has_other_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its ``forward`` and what :func:`attach` adds, of any adapter."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return not all(map(_is_ours, hooks)) or "forward" in vars(module)
+
+
+def _is_ours(hook: object) -> bool:
+    return hook is _leave or isinstance(hook, _Enter | _Steer)
+
+
 def without_hooks(module: nn.Module) -> nn.Module:
     """A copy of a module that shares all it holds, but for the hooks that :func:`attach` registers, of any adapter."""
     made = copy.copy(module)
     for name in ("_forward_pre_hooks", "_forward_hooks"):
-        hooks = getattr(module, name).items()
-        kept = {key: hook for key, hook in hooks if hook is not _leave and not isinstance(hook, _Enter | _Steer)}
+        kept = {key: hook for key, hook in getattr(module, name).items() if not _is_ours(hook)}
         setattr(made, name, OrderedDict(kept))
     made._modules = dict(module._modules)
     return made

@@ -12,8 +12,8 @@ from deltamem_kernels.chunk import chunk_delta_scan
 from deltamem_kernels.device import chosen_backend, fits_triton, triton_runs
 from deltamem_kernels.gates import gate_projections
 from deltamem_kernels.gates import gated_read as _torch_gated_read
-from deltamem_kernels.opaque import opaque_gated_delta_scan
 from deltamem_kernels.naive import naive_delta_scan
+from deltamem_kernels.opaque import opaque_gated_delta_scan
 
 # Under this length the chunk set-up costs more than the token loop.
 SHORT = 4
