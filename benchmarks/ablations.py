@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from deltamem.backbone.acceleration import compile_norms_and_mlps
+from deltamem.backbone.compiled_layers import compile_layers
 from deltamem.tools.measuring import peak_bytes
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
@@ -155,7 +155,7 @@ def train(config: Config, cell: Cell) -> None:
     schedule = recipe.schedule(episodes, workers=1)
     base, _ = load_backbone(recipe.folder, device=device)
     if settings.compile_backbone:
-        compile_norms_and_mlps(base)
+        compile_layers(base)
     recipe.prepare(base, episodes)
     objective: Any = recipe.objective(base)
     parameters = list(objective.parameters())

@@ -82,7 +82,7 @@ def _objective(shape: str, states: int, dtype: torch.dtype, way: str, kind: str,
     base = random_backbone(shape, place).to(dtype)
     if "compiled" in way:
         torch.compiler.reset()
-        compile_layers(base, dynamic="static" not in way)
+        compile_layers(base)
     torch.manual_seed(0)
     model = get_delta_mem_model(base, DeltaMemConfig(strategy="msw", num_states=states))
     objective = MemoryObjective(model, 0.0, 0.05, repeat_weight=0.5 if kind == "recipe" else 0.0)

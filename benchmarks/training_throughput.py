@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import report
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.backbone.acceleration import compile_norms_and_mlps
+from deltamem.backbone.compiled_layers import compile_layers
 from pipelines.config import Train
 from pipelines.data.shards import open_episodes
 from pipelines.training.batches import collate
@@ -40,7 +40,7 @@ def main(
     batch: Annotated[int, typer.Option(help="episodes per optimiser step")] = 128,
     steps: Annotated[int, typer.Option(help="steps timed, after as many to warm up")] = 4,
     order: Annotated[list[str], typer.Option(help="even, sorted, drawn or no padding")] = list(ORDERS),  # noqa: B006
-    compiled: Annotated[bool, typer.Option(help="compile the backbone's norms and MLPs")] = False,
+    compiled: Annotated[bool, typer.Option(help="compile the backbone's layers")] = False,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
 ) -> None:
@@ -50,7 +50,7 @@ def main(
     gguf = {"gguf_file": files[0].name} if files else {}
     base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16, **gguf).to(place).eval()
     if compiled:
-        compile_norms_and_mlps(base)
+        compile_layers(base)
     pad = AutoTokenizer.from_pretrained(backbone, **gguf).pad_token_id or 0
 
     def rows():

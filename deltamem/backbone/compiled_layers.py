@@ -9,7 +9,7 @@ so that all layers of one kind share one program.
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +62,11 @@ class _Programs:
 
     def __call__(self, *args: Any) -> _Ran | None:
         """What ``_run`` returns; None if it can't be compiled."""
+        from torch._dynamo.exc import TorchDynamoException  # seconds to import
+
         try:
             return self._run(*args)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             self.usable = False
             first, *_ = str(error).strip().split("\n\n")
             self.tell(f"{type(error).__name__}: {' '.join(first.split())}")
@@ -112,7 +114,7 @@ class _CompiledLayer:
         return ran
 
     def _obstacle(self, call: DeltaCall, cache: Any) -> str | None:
-        block, attention = self._layer.module, self._layer.attention.config._attn_implementation
+        block, config = self._layer.module, cast(Any, self._layer.attention).config
         if call.segments is not None:
             return "ssw writes as many segments as a batch happens to have"
         if isinstance(call.strength, Tensor) or call.strength != 1:
@@ -121,8 +123,8 @@ class _CompiledLayer:
             return "there is a KV cache"
         if block.training and getattr(block, "gradient_checkpointing", False):
             return "activations are computed again (activation checkpointing)"
-        if attention not in ATTENTION:
-            return f"attention is {attention}, not {' or '.join(ATTENTION)}"
+        if config._attn_implementation not in ATTENTION:
+            return f"attention is {config._attn_implementation}, not {' or '.join(ATTENTION)}"
         for module in self._modules:
             if has_other_hooks(module):
                 return f"{type(module).__name__} has hooks of others, or a forward of its own"

@@ -21,8 +21,8 @@ def _scan_backward(
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (projected, beta_bias, state)]
         outputs = _scan(*inputs, mask)
-    d_inputs = torch.autograd.grad(outputs, inputs, (d_reads, d_new_state))
-    return tuple(d_input.contiguous() for d_input in d_inputs)
+    d_projected, d_bias, d_state = torch.autograd.grad(outputs, inputs, (d_reads, d_new_state))
+    return d_projected.contiguous(), d_bias.contiguous(), d_state.contiguous()
 
 
 def _fake_scan(projected, beta_bias, state, mask):

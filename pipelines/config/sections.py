@@ -64,7 +64,9 @@ class Train(Section):
         "attention, or everything",
     )
     compile_backbone: bool = Field(
-        False, description="compile the backbone's norms and MLPs: less time and memory a step, a slow first one"
+        False,
+        description="compile the backbone: layers with their memory (tsw and msw, no activation checkpointing), "
+        "else their norms and MLPs: less time and memory a step, a slow first one",
     )
     cuda_graphs: bool = Field(
         False,
