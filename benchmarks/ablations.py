@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.measure import run_benchmark
 from deltamem.backbone.compiled_layers import compile_layers
 from deltamem.tools.measuring import peak_bytes
 from pipelines.backbone import prepare_backbone
@@ -44,7 +45,7 @@ Cell = tuple[str, str, int]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, nargs="+", help="a configuration, and others to lay over it")
-    parser.add_argument("--processes", type=int, default=6)
+    parser.add_argument("--processes", type=int, default=6, help="side by side (6)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
     parser.add_argument("--strategies", nargs="+", help="these of the configuration's only, or 'frozen'")
     parser.add_argument("--benchmarks", nargs="+", help="these only")
@@ -182,4 +183,4 @@ def train(config: Config, cell: Cell) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

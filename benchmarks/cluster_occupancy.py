@@ -29,9 +29,9 @@ import psutil
 import torch
 import typer
 
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
 from benchmarks.processes import free_port
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPE_NAMES, SHAPES, known_shapes
 from pipelines.backbone import prepare_backbone
 from pipelines.config import Config, resolve_config
 from pipelines.preprocess import preprocess
@@ -63,7 +63,7 @@ class Cards(NamedTuple):
 
 
 def main(
-    shape: Annotated[str, typer.Option(help=", ".join(SHAPES))] = "tiny",
+    shape: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "tiny",
     cards: Annotated[int, typer.Option(help="0: every GPU, and without one two processors")] = 0,
     share: Annotated[float, typer.Option(help="of a GPU that an evaluation takes")] = 0.25,
     steps: Annotated[int, typer.Option(help="of each training")] = 50,
@@ -246,4 +246,4 @@ def _plot(looks: dict[str, list[Look]], cards: Cards, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

@@ -30,8 +30,8 @@ import psutil
 import torch
 import typer
 
-from benchmarks.measure import report
-from benchmarks.shapes import SHAPES
+from benchmarks.measure import report, run_benchmark
+from benchmarks.shapes import SHAPE_NAMES, SHAPES, known_shapes
 from pipelines.backbone import prepare_backbone
 from pipelines.config import Config, load_config, resolve_config
 from pipelines.data.shards import write_manifest, write_shards
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = "qwen3-4b",
+    shape: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "qwen3-4b",
     strategy: Annotated[list[str], typer.Option(help="of which the first is scaled")] = ["tsw", "ssw", "msw"],  # noqa: B006
     written: Annotated[int, typer.Option(help="tokens written")] = 8192,
     read_: Annotated[int, typer.Option("--read", help="tokens read, the last 32 of them the answer")] = 512,
@@ -288,4 +288,4 @@ def _covered(events: list[dict[str, Any]]) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

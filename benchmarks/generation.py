@@ -8,15 +8,15 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.measure import median_seconds, report
-from benchmarks.shapes import random_backbone
+from benchmarks.measure import median_seconds, report, run_benchmark
+from benchmarks.shapes import SHAPE_NAMES, known_shapes, random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.acceleration import compile_norms_and_mlps
 from deltamem.decoding.slot_decoder import SlotDecoder
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = "qwen3-4b",
+    shape: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "qwen3-4b",
     strategy: Annotated[list[str], typer.Option(help="tsw, ssw or msw")] = ["tsw", "msw"],  # noqa: B006
     prefill: Annotated[list[int], typer.Option(help="prompt lengths; 0: none")] = [8192, 32768],  # noqa: B006
     context: Annotated[int, typer.Option(help="tokens before decoding")] = 4096,
@@ -86,4 +86,4 @@ def _measurements(model, prefill, context, batch, tokens, eager, compiled, repea
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

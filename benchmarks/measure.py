@@ -15,6 +15,21 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from deltamem.errors import DeltaMemError
+from pipelines.errors import StageError, run_stage
+
+
+def run_benchmark(program: Callable[[], object]) -> None:
+    """Run a benchmark's command line; what its user can act on is told in a sentence, without a traceback."""
+
+    def told() -> None:
+        try:
+            program()
+        except DeltaMemError as error:
+            raise StageError(str(error)) from error
+
+    run_stage(told)
+
 
 def median_seconds(function: Callable[[], Any], device: torch.device, repeats: int = 5, warmup: int = 2) -> float:
     """Median wall time of a call, with the device idle before and after."""

@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks.asking import SETS, How, OfSource, ask, find_set, in_columns, some_questions
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
 from deltamem import DeltaMemModel
 from deltamem.chat.messages import EncodedMessages, Message
 from pipelines.backbones.prepared import load_backbone
@@ -209,4 +209,4 @@ def _draw(rows: Sequence[dict[str, Any]], x: str, x_unit: str, model: Model, uni
 
 
 if __name__ == "__main__":
-    app()
+    run_benchmark(app)

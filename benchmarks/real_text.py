@@ -16,7 +16,7 @@ import torch
 import typer
 
 from benchmarks.asking import SETS, How, ask, find_set, in_columns, some_questions
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
 from deltamem import DeltaMemModel
 from pipelines.backbones.prepared import load_backbone
 from pipelines.benchmarks import Benchmark, Context
@@ -126,4 +126,4 @@ def _row(name: str, model: str, what: str, found: dict[str, dict[str, Any]]) -> 
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

@@ -21,9 +21,9 @@ import typer
 from torch.profiler import profile
 
 from benchmarks.eight_gpus import communication
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
 from benchmarks.processes import free_port, join_process_group
-from benchmarks.shapes import random_backbone
+from benchmarks.shapes import SHAPE_NAMES, known_shapes, random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.acceleration import compile_norms_and_mlps
 from pipelines.config import Train
@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="qwen3-4b, qwen3-8b, smollm3-3b, smollm2-135m or tiny")] = "qwen3-4b",
+    shape: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "qwen3-4b",
     strategy: Annotated[str, typer.Option(help="tsw or msw")] = "tsw",
     workers: Annotated[list[int], typer.Option(help="one a GPU")] = [1, 2],  # noqa: B006
     written: Annotated[int, typer.Option(help="tokens written")] = 8192,
@@ -143,4 +143,4 @@ def _profiled(step) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
 from deltamem_kernels import delta_scan, gate_projections, gated_delta_scan
 
 RANK = 8
@@ -111,4 +111,4 @@ def _plot(rows: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

@@ -18,8 +18,8 @@ import torch
 import typer
 from transformers import AutoTokenizer
 
-from benchmarks.measure import median_seconds, report
-from benchmarks.shapes import backbone_of
+from benchmarks.measure import median_seconds, report, run_benchmark
+from benchmarks.shapes import SHAPE_NAMES, backbone_of, known_shapes
 from deltamem import ChatSession, DeltaMemConfig, get_delta_mem_model
 from deltamem.chat.batch import Batch
 from deltamem.chat.runtime import ChatRuntime
@@ -35,7 +35,7 @@ NAME = "served"
 
 def main(
     base: Annotated[str | None, typer.Option(help="backbone folder; its weights don't matter for time")] = None,
-    shape: Annotated[str, typer.Option(help="without --base: qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = "tiny",
+    shape: Annotated[str, typer.Option(callback=known_shapes, help=f"without --base: {SHAPE_NAMES}")] = "tiny",
     strategy: Annotated[str, typer.Option(help="tsw, ssw or msw")] = "tsw",
     context: Annotated[int, typer.Option(help="tokens of history before the turn that is timed")] = 1024,
     tokens: Annotated[int, typer.Option(help="tokens decoded per reply")] = 64,
@@ -170,4 +170,4 @@ def _served(model, tokenizer, context, tokens, count, folder):
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+import typer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from pipelines.errors import StageError
 
 SHAPES = {
     "qwen3-4b": {
@@ -32,12 +37,23 @@ SHAPES = {
         "max_position_embeddings": 262144,
     },
 }  # fmt: skip
+SHAPE_NAMES = ", ".join(SHAPES)
+
+
+def known_shapes(value: str | list[str]) -> str | list[str]:
+    """An option's value, one name or several. Raises typer.BadParameter where a shape isn't there."""
+    for name in [value] if isinstance(value, str) else value:
+        if name not in SHAPES:
+            raise typer.BadParameter(f"no shape of the name {name}; there are {SHAPE_NAMES}")
+    return value
 
 
 def backbone_of(base: str | None, shape: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The backbone in a folder; without one, random weights of a shape."""
+    """The backbone in a folder; without one, random weights of a shape. Raises StageError where there is no folder."""
     if base is None:
         return random_backbone(shape, device).to(dtype)
+    if not Path(base).is_dir():
+        raise StageError(f"--base {base}: there is no such folder")
     return AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device).eval()
 
 

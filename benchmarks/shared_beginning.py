@@ -12,8 +12,8 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.measure import median_seconds, peak_gib, report
-from benchmarks.shapes import backbone_of
+from benchmarks.measure import median_seconds, peak_gib, report, run_benchmark
+from benchmarks.shapes import SHAPE_NAMES, backbone_of, known_shapes
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.chat.messages import EncodedMessages
 from pipelines.evaluation.passes import Reader
@@ -21,7 +21,7 @@ from pipelines.evaluation.passes import Reader
 
 def main(
     base: Annotated[str | None, typer.Option(help="backbone folder; its weights don't matter for time")] = None,
-    shape: Annotated[str, typer.Option(help="without --base: qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = "tiny",
+    shape: Annotated[str, typer.Option(callback=known_shapes, help=f"without --base: {SHAPE_NAMES}")] = "tiny",
     strategy: Annotated[str, typer.Option(help="tsw, ssw or msw")] = "tsw",
     beginning: Annotated[int, typer.Option(help="tokens that the questions share")] = 8000,
     questions: int = 64,
@@ -63,4 +63,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

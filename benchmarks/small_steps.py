@@ -23,9 +23,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.measure import peak_gib, report
+from benchmarks.measure import peak_gib, report, run_benchmark
 from benchmarks.processes import free_port, join_process_group
-from benchmarks.shapes import random_backbone
+from benchmarks.shapes import SHAPE_NAMES, known_shapes, random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.compiled_layers import compile_layers
 from pipelines.training.batches import EpisodeBatch, Read, Texts, make_reads, pad
@@ -43,12 +43,12 @@ Step = list[tuple[EpisodeBatch, float]]
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="of the backbone")] = "smollm2-135m",
+    shape: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "smollm2-135m",
     work: Annotated[list[str], typer.Option(help="short, recipe or evidence")] = list(WORK),  # noqa: B006
     way: Annotated[list[str], typer.Option(help="plain or graphed; , compiled; , DeepSpeed")] = list(WAYS),  # noqa: B006
     steps: Annotated[int, typer.Option(help="steps timed, after two rounds of the batches")] = 9,
     states: Annotated[int, typer.Option(help="8×8 states a layer")] = 4,
-    dtype: Annotated[str, typer.Option(help="of the backbone")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "bfloat16",
     scale: Annotated[float, typer.Option(help="share of the texts and questions")] = 1.0,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
@@ -203,4 +203,4 @@ def _engine(objective: MemoryObjective, place: torch.device) -> Callable[[Step],
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

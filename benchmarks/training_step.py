@@ -15,8 +15,8 @@ import torch
 import typer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.measure import median_seconds, peak_gib, report
-from benchmarks.shapes import random_backbone
+from benchmarks.measure import median_seconds, peak_gib, report, run_benchmark
+from benchmarks.shapes import SHAPE_NAMES, known_shapes, random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.acceleration import compile_norms_and_mlps
 from deltamem.backbone.no_cache import NoCache
@@ -25,7 +25,7 @@ BACK_ENDS = {"default": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPB
 
 
 def main(
-    shape: Annotated[list[str], typer.Option(help="qwen3-4b, qwen3-8b, smollm3-3b or tiny")] = ["qwen3-4b"],  # noqa: B006
+    shape: Annotated[list[str], typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = ["qwen3-4b"],  # noqa: B006
     strategy: Annotated[list[str], typer.Option(help="tsw, ssw or msw")] = ["tsw", "ssw", "msw"],  # noqa: B006
     checkpointing: Annotated[list[str], typer.Option(help="none, selective or full")] = ["none"],  # noqa: B006
     written: Annotated[int, typer.Option(help="tokens written")] = 8192,
@@ -119,4 +119,4 @@ def _delta_step(model, context, question, mode):
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

@@ -20,7 +20,7 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.backbone.compiled_layers import compile_layers
 from pipelines.config import Train
@@ -123,4 +123,4 @@ def _wait(place):
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

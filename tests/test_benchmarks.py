@@ -19,6 +19,7 @@ from benchmarks import (
     training_step,
 )
 from benchmarks.asking import find_set, some_questions
+from benchmarks.measure import run_benchmark
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
@@ -31,6 +32,24 @@ from pipelines.run import parts
 from pipelines.run.layout import Layout
 from pipelines.strategies.lora import make_lora, save_lora
 from tests.paths import PROJECT
+
+
+@pytest.mark.parametrize(
+    "benchmark, words, told",
+    [
+        (generation, ["--shape", "tinny"], "no shape of the name tinny; there are qwen3-4b"),
+        (serving, ["--base", "no/such/folder"], "no/such/folder: there is no such folder"),
+        (real_text, ["no/such/folder", "a", "qasper=b"], "no/such/folder is not a complete backbone folder"),
+        (serving, ["--strategy", "xsw"], "xsw"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_told_in_a_sentence(benchmark, words, told, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark", *words])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        run_benchmark(lambda: typer.run(benchmark.main))
+    errors = capsys.readouterr().err
+    assert ended.value.code and told in errors and "Traceback" not in errors
 
 
 def rows(path):

@@ -184,6 +184,8 @@ def curves(
                 axis.plot(
                     drawn["step"],
                     drawn[column],
+                    marker="o" if len(drawn) == 1 else None,  # a line of one point shows nothing
+                    markersize=4,
                     color=colour,
                     alpha=0.9 if named else 0.35,
                     linewidth=1.3 if named else 0.8,
