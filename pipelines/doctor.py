@@ -27,7 +27,7 @@ _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
 @app.command()
 def main(
-    configfile: Annotated[list[Path], typer.Option(help="configuration; more of them are laid over the first")],
+    configfile: Annotated[list[Path], typer.Option(help="Configuration file; more of them are laid over the first.")],
 ) -> None:
     """Say what a configuration needs, what of it is missing here, and about what its run will cost."""
     config = resolve_config(read_layers(configfile, {}), " + ".join(map(str, configfile)))

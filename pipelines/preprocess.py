@@ -38,10 +38,10 @@ console = Console(stderr=True)
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Option(help="configuration, YAML or resolved JSON")],
-    backbone: Annotated[str, typer.Option(help="name of the backbone whose tokenizer and chat template to use")],
+    config: Annotated[Path, typer.Option(help="Configuration file.")],
+    backbone: Annotated[str, typer.Option(help="Name of one of its backbones: whose tokens.")],
 ) -> None:
-    """Turns what the data section names into episodes for one backbone."""
+    """Turn what the data section names into episodes for one backbone."""
     preprocess(load_config(config), backbone)
 
 

@@ -25,20 +25,21 @@ from pipelines.errors import run_stage
 from pipelines.registry.registration import CHAMPION, choose_champion, register_cell
 from pipelines.run.layout import Layout
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+SUMMARY = "Register trained and evaluated adapters in MLflow; the best of a backbone is its champion."
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=SUMMARY)
 console = Console()
-ConfigPath = Annotated[Path, typer.Option("--config", help="configuration, resolved or not")]
-BackboneName = Annotated[str, typer.Option(help="name of the backbone")]
+ConfigPath = Annotated[Path, typer.Option("--config", help="Configuration file.")]
+BackboneName = Annotated[str, typer.Option(help="Name of one of its backbones.")]
 
 
 @app.command()
 def cell(
     config: ConfigPath,
     backbone: BackboneName,
-    strategy: Annotated[str, typer.Option(help="name of the strategy")],
-    seed: Annotated[int, typer.Option(help="seed of the cell")],
+    strategy: Annotated[str, typer.Option(help="Name of one of its strategies.")],
+    seed: Annotated[int, typer.Option(help="One of its seeds.")],
 ) -> None:
-    """Registers the adapter of one cell with its evaluations."""
+    """Register the adapter of one cell with its evaluations."""
     settings = load_config(config)
     record = register_cell(settings, backbone, strategy, seed)
     console.print(f"{record['name']} version {record['version']} in {Layout(settings).store}", soft_wrap=True)
@@ -48,7 +49,7 @@ def cell(
 
 @app.command()
 def champion(config: ConfigPath, backbone: BackboneName) -> None:
-    """Makes the best registered adapter of a backbone its champion."""
+    """Make the best registered adapter of a backbone its champion."""
     chosen = choose_champion(load_config(config), backbone)
     console.print(
         f"{chosen['name']}@{CHAMPION} is {chosen['strategy']}, seed {chosen['seed']} "

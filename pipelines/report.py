@@ -39,8 +39,8 @@ def write_report(config: Config) -> Path:
 
 
 @app.command()
-def main(config: Annotated[Path, typer.Option(help="configuration, resolved or not")]) -> None:
-    """Writes the report of a run."""
+def main(config: Annotated[Path, typer.Option(help="Configuration file.")]) -> None:
+    """Write the report of a run, of whatever is finished."""
     page = write_report(load_config(config))
     Console().print(f"report: {page}", soft_wrap=True)
 

@@ -102,11 +102,11 @@ def connect(address: str) -> JobSubmissionClient:
 
 @app.command()
 def main(
-    configfile: Annotated[Path, typer.Option(help="configuration to run")],
-    address: Annotated[str, typer.Option(help="the cluster's job server")] = "http://127.0.0.1:8265",
-    options: Annotated[list[str] | None, typer.Argument(help="options of Snakemake, after --")] = None,
+    configfile: Annotated[Path, typer.Option(help="Configuration file.")],
+    address: Annotated[str, typer.Option(help="The cluster's job server.")] = "http://127.0.0.1:8265",
+    options: Annotated[list[str] | None, typer.Argument(help="Options of Snakemake, after --.")] = None,
 ) -> None:
-    """Submits the workflow to a Ray cluster and follows its log; interrupting this leaves the job running."""
+    """Submit the workflow to a Ray cluster and follow its log; interrupting this leaves the job running."""
     client = connect(address)
     try:
         job_id = submit(client, configfile, options or [])

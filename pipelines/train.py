@@ -44,12 +44,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Option(help="configuration, YAML or resolved JSON")],
-    backbone: Annotated[str, typer.Option(help="name of the backbone")],
-    strategy: Annotated[str, typer.Option(help="name of the strategy")],
-    seed: Annotated[int, typer.Option(help="one of the configuration's seeds")],
+    config: Annotated[Path, typer.Option(help="Configuration file.")],
+    backbone: Annotated[str, typer.Option(help="Name of one of its backbones.")],
+    strategy: Annotated[str, typer.Option(help="Name of one of its strategies.")],
+    seed: Annotated[int, typer.Option(help="One of its seeds.")],
 ) -> None:
-    """Trains one backbone × strategy × seed and writes its adapter."""
+    """Train one backbone × strategy × seed and write its adapter."""
     train_cell(load_config(config), backbone, strategy, seed)
 
 

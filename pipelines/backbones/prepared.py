@@ -81,6 +81,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Raises StageError if there is none that can be loaded, or it has no chat template.
     """
+    if not folder.is_dir():
+        raise StageError(
+            f"{folder}: there is no such folder; run the backbone stage first, python -m pipelines.backbone"
+        )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

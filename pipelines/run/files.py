@@ -96,6 +96,8 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
     """What :func:`write_record` wrote. Raises StageError, with the remedy, where there is no such record."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{path}: there is no such file. {remedy}") from None
     except (OSError, ValueError) as error:
         raise StageError(f"{path}: can't be read ({error}). {remedy}") from None
 

@@ -160,7 +160,10 @@ def test_backbone_that_is_not_prepared_or_cannot_chat(configure):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     shutil.rmtree(folder)
-    with pytest.raises(StageError, match="no tokenizer can be loaded; run the backbone stage first"):
+    with pytest.raises(StageError, match="there is no such folder; run the backbone stage first"):
+        preprocess(config, BACKBONE)
+    folder.mkdir()
+    with pytest.raises(StageError, match="no tokenizer can be loaded"):
         preprocess(config, BACKBONE)
     tokenizer.save_pretrained(folder)
     with pytest.raises(StageError, match="no chat template"):
