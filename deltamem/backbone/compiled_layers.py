@@ -125,7 +125,10 @@ class _CompiledLayer:
             return "activations are computed again (activation checkpointing)"
         if config._attn_implementation not in ATTENTION:
             return f"attention is {config._attn_implementation}, not {' or '.join(ATTENTION)}"
-        for module in self._modules:
+        modules = tuple(block.modules())
+        if modules != self._modules:
+            return "modules of it were replaced after it was compiled"
+        for module in modules:
             if has_other_hooks(module):
                 return f"{type(module).__name__} has hooks of others, or a forward of its own"
         return None

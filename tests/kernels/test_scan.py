@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from deltamem_kernels import delta_scan, gate_projections, gated_delta_scan
 
@@ -85,3 +86,25 @@ def test_masked_tokens_change_nothing():
 def test_unknown_backend_is_named():
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         gated_delta_scan(*inputs(1, 3, 1, 8)[:3], backend="cuda")
+
+
+def test_a_compiler_sees_one_operator_for_every_length():
+    torch._dynamo.reset()
+    compiler = CompileCounter()
+    compiled = torch.compile(gated_delta_scan, fullgraph=True, dynamic=True, backend=compiler)
+    for tokens in (5, 40, 70):
+        projected, bias, state, mask = inputs(2, tokens, 2, 4)
+        given = [x.requires_grad_() for x in (projected, bias, state)]
+        found = []
+        for scan in (gated_delta_scan, compiled):
+            outputs = scan(*given, mask)
+            found.append((*outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), given)))
+        torch.testing.assert_close(found[1], found[0])
+    assert (compiler.frame_count, compiler.op_count) == (1, 3)  # the operator, and its two results taken apart
+
+
+def test_the_operator_is_what_its_registrations_say():
+    projected, bias, state, mask = inputs(2, 40, 2, 4)
+    given = [x.requires_grad_() for x in (projected, bias, state)]
+    for m in (None, mask):
+        torch.library.opcheck(torch.ops.deltamem.torch_scan.default, (*given, m))
