@@ -119,9 +119,9 @@ def test_a_compiler_that_fails_is_not_asked_again(tiny_model, caplog):
 
 
 @pytest.mark.slow
-def test_what_the_compiler_makes_of_a_layer_computes_the_same(tiny_model):
+def test_backward_passes_that_the_compiler_cuts_out_compute_the_same(tiny_model):
     torch._dynamo.reset()
     plain = adapted(tiny_model("llama", "sdpa"), strategy="msw")
-    compiled = adapted(compile_layers(tiny_model("llama", "sdpa")), strategy="msw")
+    compiled = adapted(compile_layers(tiny_model("llama", "sdpa"), backend="aot_eager"), strategy="msw")
     for texts, tokens in SIZES[:2]:
         assert_equal(write_and_read(compiled, texts, tokens), write_and_read(plain, texts, tokens))
