@@ -31,6 +31,7 @@ COPY workflow workflow
 COPY Snakefile ./
 COPY examples examples
 RUN uv pip install --system --no-cache --no-deps --editable . \
+ && ln -s workflow/profiles profiles \
  && mkdir results sessions \
  && chown deltamem results sessions .
 

@@ -57,6 +57,11 @@ def test_installers_and_versions_are_those_of_the_makefile():
     assert "rm -rf /var/lib/apt/lists/*" in all_of("RUN")[0]
 
 
+def test_the_profile_that_snakemake_takes_by_itself_lies_beside_the_snakefile():
+    assert (PROJECT / "profiles").readlink().as_posix() == "workflow/profiles"
+    assert any("ln -s workflow/profiles profiles" in rest for rest in all_of("RUN"))
+
+
 def test_nothing_runs_as_root():
     names = [name for name, _ in COMMANDS]
     assert all_of("USER") == ["deltamem"] and "RUN" not in names[names.index("USER") :]
