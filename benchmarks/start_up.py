@@ -60,7 +60,8 @@ def main(
 
 def _prepared(folder: Path, shape: str, workers: int, device: torch.device) -> Config:
     gpu = device.type == "cuda"
-    values = configuration(folder, "start_up", Cards(workers, gpu, 1.0), shape, 50, 2, None).model_dump(mode="json")
+    plain = configuration(folder, "start_up", Cards(workers, gpu, 1.0), shape, 50, 2, None)
+    values = plain.model_dump(mode="json", by_alias=True)
     values["train"] |= {"num_workers": workers, "batch_size": 4 * workers, "micro_batch_size": 4}
     values["data"] |= {"max_written_tokens": 512}
     values["register"] |= {"live": True}  # as it is where nothing else is said

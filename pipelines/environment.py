@@ -1,4 +1,4 @@
-"""What libraries read from the environment when they are imported, or start processes with.
+"""What libraries read from the environment when imported, or start processes with; how large ones are imported.
 
 The rooms that bring in such a library call these functions in their ``__init__``, which runs before any module of
 theirs. A value that the user has set stays.
@@ -6,7 +6,10 @@ theirs. A value that the user has set stays.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+from collections.abc import Generator
 
 
 def for_training() -> None:
@@ -24,7 +27,12 @@ def for_training() -> None:
 
 
 def for_deepspeed() -> None:
-    """DeepSpeed's, which looks for a device when it is imported, and warns of none."""
+    """DeepSpeed's, which looks for a device when it is imported, and warns of none.
+
+    With it comes MLflow where that is installed, for most of a second and unused: the class of its settings imports its
+    autotuner, which tries to, and nothing turns that off.
+    """
+    for_registry()
     import torch
 
     if not torch.cuda.is_available():
@@ -35,6 +43,18 @@ def for_registry() -> None:
     """MLflow's."""
     _default("MLFLOW_DISABLE_TELEMETRY", "true")
     _default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")  # a store that is away is waited for a minute, not for four
+
+
+@contextlib.contextmanager
+def loading() -> Generator[None]:
+    """For importing large libraries: what they make stays, and isn't looked through for garbage time and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _default(name: str, value: str) -> None:

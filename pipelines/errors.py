@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable
 
@@ -19,6 +21,7 @@ class StageError(Exception):
 
 def run_stage(app: Callable[[], object]) -> None:
     """Runs a stage's typer app as a program; a `StageError` ends it with its message and exit code 1."""
+    atexit.register(gc.freeze)  # else Python's end looks through all that large libraries made, for a second
     try:
         app()
     except StageError as error:

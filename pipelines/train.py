@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 
+from pipelines import environment
 from pipelines.backbones.record import backbone_digest
 from pipelines.config import Cell, Config, config_hash, load_config
 from pipelines.data.shards import read_manifest
@@ -109,9 +110,10 @@ class Plan:
 
 def _plan(config: Config, cell: Cell, inputs: dict[str, str]) -> Plan:
     """Reads the episodes, says what their training will take, and makes room for it."""
-    from pipelines.training.forecast import Forecast  # with all that transformers loads to make a model
+    with environment.loading():
+        from pipelines.training.forecast import Forecast  # with all that transformers loads to make a model
 
-    layout, recipe = Layout(config), recipe_of(config, cell)
+        layout, recipe = Layout(config), recipe_of(config, cell)
     episodes, notes = recipe.episodes()
     schedule = recipe.schedule(episodes, cell.train.num_workers)
     if too_long := notes.get("prompts_beyond_the_window", {}).get("count"):

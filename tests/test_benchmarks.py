@@ -16,6 +16,7 @@ from benchmarks import (
     scaling,
     serving,
     small_steps,
+    start_up,
     training_step,
 )
 from benchmarks.asking import find_set, some_questions
@@ -278,3 +279,15 @@ def test_a_cluster_is_occupied_by_four_trainings_and_twelve_evaluations(tmp_path
     assert len(parts.cells(config)) == 4 and len(cluster_occupancy.evaluations(config)) == 12
     look = cluster_occupancy.Look(1.0, trainings=1, evaluations=3, busy=None)
     assert cluster_occupancy.occupancy([look], cards) == 0.875
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_start_add_up(tmp_path):
+    start_up.main("tiny", workers=1, runs=1, beside=None, out=tmp_path / "out.json")
+    training, evaluation = rows(tmp_path / "out.json")
+    stages = [training[name] for name in ("driver", "Ray", "controller", "worker", "step")]
+    assert min(stages) > 0 and sum(stages) == pytest.approx(training["all"])
+    assert sum(training[f"{kind}'s CPU"] for kind in ("driver", "Ray", "controller", "worker")) == pytest.approx(
+        training["CPU"]
+    )
+    assert evaluation["CPU"] > 0

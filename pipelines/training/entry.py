@@ -17,7 +17,8 @@ from pipelines.training.task import WorkerTask
 def work(settings: dict[str, Any]) -> None:
     """Trains as its "task" says, from the checkpoint "saved" where there is one."""
     environment.for_deepspeed()
-    from pipelines.training.worker import train_worker
+    with environment.loading():
+        from pipelines.training.worker import train_worker
 
     task: WorkerTask = settings["task"]
     with room_to_write(Path(task.curve).parent):
