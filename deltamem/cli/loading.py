@@ -146,7 +146,8 @@ def load_backbone(base: str, revision: str | None, device: str | None, dtype: st
             backbone = backbone.to(computed_dtype(backbone.dtype, device))
         backbone = backbone.to(device).eval()
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        here = "" if Path(base).is_dir() else "there is no such folder, and as a Hub id: "
-        also = "" if Path(base).is_dir() else "; name the backbone with --base"
-        raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {here}{error}{also}") from error
+        told = str(error)
+        if not Path(base).is_dir():
+            told = f"there is no such folder, and as a Hub id: {told.rstrip('.')}; name the backbone with --base"
+        raise DeltaMemError(f"the backbone {base} can't be loaded on {device}: {told}") from error
     return backbone, tokenizer
