@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import run_benchmark
-from deltamem.backbone.compiled_layers import compile_layers
+from deltamem.backbone.compiled_layers import compile_backbone
 from deltamem.tools.measuring import peak_bytes
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
@@ -155,8 +155,7 @@ def train(config: Config, cell: Cell) -> None:
     episodes, _ = recipe.episodes()
     schedule = recipe.schedule(episodes, workers=1)
     base, _ = load_backbone(recipe.folder, device=device)
-    if settings.compile_backbone:
-        compile_layers(base)
+    compile_backbone(base, settings.compile_backbone)
     recipe.prepare(base, episodes)
     objective: Any = recipe.objective(base)
     parameters = list(objective.parameters())

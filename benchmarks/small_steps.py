@@ -27,7 +27,7 @@ from benchmarks.measure import peak_gib, report, run_benchmark
 from benchmarks.processes import free_port, join_process_group
 from benchmarks.shapes import SHAPE_NAMES, known_shapes, random_backbone
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.backbone.compiled_layers import compile_layers
+from deltamem.backbone.compiled_layers import compile_backbone
 from pipelines.training.batches import EpisodeBatch, Read, Texts, make_reads, pad
 from pipelines.training.graphs import StepGraphs
 from pipelines.training.objective import MemoryObjective
@@ -36,7 +36,7 @@ from pipelines.training.schedule import cut_evenly
 BATCHES = 3
 """Different ones, taken in turns: training's lengths differ from step to step too."""
 WORK = {"short": (48, 72), "recipe": (64, 96), "evidence": (64, 64)}
-WAYS = ("plain", "graphed", "graphed, compiled", "graphed, compiled, DeepSpeed")
+WAYS = ("plain", "graphed", "graphed, compiled", "graphed, layers compiled", "graphed, compiled, DeepSpeed")
 
 Step = list[tuple[EpisodeBatch, float]]
 """The micro-batches of a step, and their shares of its loss."""
@@ -45,7 +45,7 @@ Step = list[tuple[EpisodeBatch, float]]
 def main(
     shape: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "smollm2-135m",
     work: Annotated[list[str], typer.Option(help="short, recipe or evidence")] = list(WORK),  # noqa: B006
-    way: Annotated[list[str], typer.Option(help="plain or graphed; , compiled; , DeepSpeed")] = list(WAYS),  # noqa: B006
+    way: Annotated[list[str], typer.Option(help="plain or graphed; , (layers) compiled; , DeepSpeed")] = list(WAYS),  # noqa: B006
     steps: Annotated[int, typer.Option(help="steps timed, after two rounds of the batches")] = 9,
     states: Annotated[int, typer.Option(help="8×8 states a layer")] = 4,
     dtype: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "bfloat16",
@@ -82,7 +82,7 @@ def _objective(shape: str, states: int, dtype: torch.dtype, way: str, kind: str,
     base = random_backbone(shape, place).to(dtype)
     if "compiled" in way:
         torch.compiler.reset()
-        compile_layers(base)
+        compile_backbone(base, "layers" if "layers" in way else True)
     torch.manual_seed(0)
     model = get_delta_mem_model(base, DeltaMemConfig(strategy="msw", num_states=states))
     objective = MemoryObjective(model, 0.0, 0.05, repeat_weight=0.5 if kind == "recipe" else 0.0)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import report, run_benchmark
 from deltamem import DeltaMemConfig, get_delta_mem_model
-from deltamem.backbone.compiled_layers import compile_layers
+from deltamem.backbone.acceleration import compile_norms_and_mlps
 from pipelines.config import Train
 from pipelines.data.shards import open_episodes
 from pipelines.training.batches import collate
@@ -50,7 +50,7 @@ def main(
     gguf = {"gguf_file": files[0].name} if files else {}
     base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16, **gguf).to(place).eval()
     if compiled:
-        compile_layers(base)
+        compile_norms_and_mlps(base)
     pad = AutoTokenizer.from_pretrained(backbone, **gguf).pad_token_id or 0
 
     def rows():

@@ -31,6 +31,12 @@ ATTENTION = ("sdpa", "eager")
 """Attention functions that a compiler can read."""
 
 
+def compile_backbone(model: PreTrainedModel, how: bool | str) -> None:
+    """Compile what ``train.compile_backbone`` says: norms and MLPs (True), whole layers ("layers"), nothing (False)."""
+    if how:
+        (compile_layers if how == "layers" else compile_norms_and_mlps)(model)
+
+
 def compile_layers(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
     """Compile the backbone in place for training; returns the model.
 

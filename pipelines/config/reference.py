@@ -110,6 +110,8 @@ def _section(keys: Keys) -> str:
 def _type(entry: Mapping[str, Any]) -> str:
     if "anyOf" in entry:
         return " or ".join(map(_type, entry["anyOf"]))
+    if "const" in entry:
+        return f"`{entry['const']}`"
     if "enum" in entry:
         return ", ".join(f"`{value}`" for value in entry["enum"])
     kind = entry.get("type")

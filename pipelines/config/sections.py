@@ -63,10 +63,10 @@ class Train(Section):
         description="what the backward pass computes again to save memory: nothing, all but matrix products and "
         "attention, or everything",
     )
-    compile_backbone: bool = Field(
+    compile_backbone: bool | Literal["layers"] = Field(
         False,
-        description="compile the backbone: layers with their memory (tsw and msw, no activation checkpointing), "
-        "else their norms and MLPs: less time and memory a step, a slow first one",
+        description="compile the backbone's norms and MLPs: less time and memory a step, a slow first one; `layers`: "
+        "whole layers with their memory (tsw and msw, without activation checkpointing), not yet tried on a GPU",
     )
     cuda_graphs: bool = Field(
         False,

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deltamem.backbone.compiled_layers import compile_layers
+from deltamem.backbone.compiled_layers import compile_backbone
 from deltamem.tools.measuring import peak_bytes
 from pipelines.backbones.prepared import load_backbone
 from pipelines.training import checkpoint
@@ -43,8 +43,7 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
     episodes, _ = recipe.episodes()
     schedule = recipe.schedule(episodes, workers)
     base, _ = load_backbone(recipe.folder, device=device)
-    if train.compile_backbone:
-        compile_layers(base)
+    compile_backbone(base, train.compile_backbone)
     recipe.prepare(base, episodes)
     objective = recipe.objective(base)
     if task.init_adapter:

@@ -75,13 +75,12 @@ def test_padded_passes_with_gradients_handed_on_train_as_plain_ones(tiny_model):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, True, "layers"])
 def test_graphs_train_as_plain_passes(tiny_model, compiled):
-    from deltamem.backbone.compiled_layers import compile_layers
+    from deltamem.backbone.compiled_layers import compile_backbone
 
     plain, graphed = make(tiny_model, "cuda"), make(tiny_model, "cuda")
-    if compiled:
-        compile_layers(graphed.model[0].base_model)
+    compile_backbone(graphed.model[0].base_model, compiled)
     graphed.graphs = StepGraphs(graphed)
     expected, found = trained(plain, 27, "cuda"), trained(graphed, 27, "cuda")
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), atol=5e-3, rtol=1e-3)
