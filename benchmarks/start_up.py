@@ -30,7 +30,7 @@ import torch
 import typer
 
 from benchmarks.cluster_occupancy import Cards, configuration
-from benchmarks.measure import report
+from benchmarks.measure import report, run_benchmark
 from benchmarks.shapes import SHAPES
 from pipelines.backbone import prepare_backbone
 from pipelines.config import Config, resolve_config
@@ -158,4 +158,4 @@ def _told(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_benchmark(lambda: typer.run(main))
