@@ -113,8 +113,8 @@ class DeltaMemLayer(nn.Module):
             reads: [B, T, N·r].
         """
         weight = self.steer[head]
-        if torch.compiler.is_compiling():  # as a sum of its own it becomes part of what the compiler does next
-            added = F.linear(reads, weight.to(output.dtype))
+        if torch.is_grad_enabled() and torch.compiler.is_compiling():
+            added = F.linear(reads, weight.to(output.dtype))  # a sum of its own becomes part of what comes next
             return (output.float() + added.float()).to(output.dtype)
         flat, reads = output.view(-1, output.shape[-1]), reads.flatten(0, 1)
         if torch.is_grad_enabled():

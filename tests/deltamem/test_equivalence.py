@@ -243,3 +243,12 @@ def test_in_bfloat16_no_attention_is_farther_from_float32_than_sdpa(tiny_model, 
 
     worse = {name: (error(other, name), error(sdpa, name)) for name in exact}
     assert {name: pair for name, pair in worse.items() if not pair[0] < 2 * pair[1] + 0.01} == {}
+
+
+def test_a_model_that_its_user_compiles_answers_as_plain(tiny_model):
+    model = build(tiny_model, "llama", "sdpa", alpha=32.0)
+    with torch.no_grad():
+        plain, compiled = (
+            run(tokens(2, 12), memory=used_memory(model, 2)) for run in (model, torch.compile(model, backend="eager"))
+        )
+    torch.testing.assert_close(compiled.logits, plain.logits, **TOLERANCE)
