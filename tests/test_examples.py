@@ -3,6 +3,7 @@
 import io
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -88,13 +89,15 @@ def test_the_readmes_first_lines_print_what_they_say(loaded, folder, tmp_path, m
 
 
 @pytest.mark.slow
-def test_the_servers_page_shows_what_the_openai_client_gets(loaded, tmp_path, capsys):
-    server = RunningServer(tmp_path / "sessions", model=loaded, name=remember.ADAPTER.name)
+def test_the_servers_page_shows_what_the_openai_client_gets(loaded, folder, tmp_path, capsys):
+    base, tokenizer = load_backbone(folder / remember.BACKBONE)
+    model = DeltaMemModel.from_pretrained(base, str(PROJECT / TEXT_ADAPTER))
+    server = RunningServer(tmp_path / "sessions", model=(model, tokenizer), name=Path(TEXT_ADAPTER).name)
     try:
         run("docs/server.md", {"http://localhost:8000/v1": f"{server.url}/v1"})
     finally:
         server.stop()
-    assert capsys.readouterr().out == "tiger\n"
+    assert capsys.readouterr().out == "Your sister works as a dentist.\n"
 
 
 @pytest.mark.slow
