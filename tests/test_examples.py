@@ -70,7 +70,7 @@ def test_the_quickstart_begins_with_an_adapter_that_remembers_facts_like_its_own
     model = DeltaMemModel.from_pretrained(base, str(PROJECT / cell.train.init_adapter))
     assert cell.train.init_adapter.startswith("examples/") and model.config.num_states == 8
     right, wrong = asked(model, tokenizer, papers=24, file=tmp_path / "log.jsonl")
-    # 48 and 4 of 48, measured; of the first 16 another paper's memory happens to get 5
+    # 48 and 6 of 48, measured; of the first 16 another paper's memory happens to get 5
     assert right >= 36 and wrong <= 8
 
 
@@ -97,7 +97,7 @@ def test_the_servers_page_shows_what_the_openai_client_gets(loaded, folder, tmp_
         run("docs/server.md", {"http://localhost:8000/v1": f"{server.url}/v1"})
     finally:
         server.stop()
-    assert capsys.readouterr().out == "Your sister works as a dentist.\n"
+    assert capsys.readouterr().out == "Your sister is a dentist.\n"
 
 
 @pytest.mark.slow
