@@ -31,7 +31,7 @@ import typer
 
 from benchmarks.cluster_occupancy import Cards, configuration
 from benchmarks.measure import report, run_benchmark
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPE_NAMES, known_shapes
 from pipelines.backbone import prepare_backbone
 from pipelines.config import Config, resolve_config
 from pipelines.preprocess import preprocess
@@ -44,7 +44,7 @@ STRATEGY, SEED, BENCHMARK = "tsw", 1, "facts"
 
 
 def main(
-    shape: Annotated[str, typer.Option(help=", ".join(SHAPES))] = "smollm2-135m",
+    shape: Annotated[str, typer.Option(callback=known_shapes, help=SHAPE_NAMES)] = "smollm2-135m",
     workers: Annotated[int, typer.Option(help="of the training, a GPU each where there are GPUs")] = 2,
     runs: Annotated[int, typer.Option(help="of each checkout, the first of which may fill caches")] = 3,
     beside: Annotated[Path | None, typer.Option(help="another checkout of this project")] = None,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -143,8 +144,8 @@ def _run(config: Config, plan: Plan) -> Path:
         trace=str(layout.trace(*key).resolve()),
         init_adapter=str(start.copy_to(run_folder / "init_adapter")) if start else None,
     )
-    trackers = _tracker(config, cell), lambda: _live(config, cell)
-    with Watcher(_curve(run_folder), _title(cell), plan.steps, *trackers):
+    now, later = _tracker(config, cell), partial(_live, config, cell)
+    with Watcher(_curve(run_folder), _title(cell), plan.steps, now, later):
         return run_workers(task, cell.train, run_folder)
 
 
