@@ -4,8 +4,8 @@ Between small talk and ordinary requests a person tells one fact after another; 
 fact has a question, phrased otherwise than it was told, and the natural sentence that answers it. Many are easily taken
 for one before them: the dog's name for the cat's. What is said is drawn from ``conversations.yaml``.
 
-The splits share nothing that a person says: a quarter of the values (names, cities, numbers, …: those with the smallest
-digests) and the last quarter of the phrasings of every kind are kept for evaluation. What they share are the kinds of
+The splits share nothing that a person says: each has phrasings of its own of every kind, and a quarter of the values
+(names, cities, numbers, …: those with the smallest digests) is kept for evaluation. What they share are the kinds of
 facts, whom or what they are about ("my sister", "my dog") and what the assistant says.
 """
 
@@ -29,7 +29,7 @@ from pipelines.data.look_alikes import MADE_UP, Words, look_alike
 
 TEXTS = Path(__file__).with_suffix(".yaml")
 HELD_OUT = 1 / 4
-"""Of the values, and of the phrasings of every kind."""
+"""Of the values."""
 ALIKE = 0.4
 """Of the facts after the first are of a kind that is easily taken for an earlier one's."""
 
@@ -90,7 +90,7 @@ def conversations(
 
 def ordinary_turns(split: Split) -> list[tuple[str, str]]:
     """What is said besides facts, and a reply that fits: small talk, then requests."""
-    return [(said, reply) for kind in ("small_talk", "requests") for said, reply in _of_split(_texts()[kind], split)]
+    return [(said, reply) for kind in ("small_talk", "requests") for said, reply in _texts()[kind][split]]
 
 
 @cache
@@ -168,14 +168,14 @@ class _Draw(NamedTuple):
         if self.rng.random() < 0.6:
             return self.said(entry["ask"], "ask_frames", names)
         topic = pick(self.rng, entry["topics"]).format_map(names)
-        return _capital(pick(self.rng, _of_split(_texts()["topic_frames"], self.split)).format(topic))
+        return _capital(pick(self.rng, _texts()["topic_frames"][self.split]).format(topic))
 
-    def said(self, texts: Sequence[str], frames: str, names: Mapping[str, str]) -> str:
+    def said(self, texts: Mapping[Split, Sequence[str]], frames: str, names: Mapping[str, str]) -> str:
         """One of a person's phrasings, as it is or with something before it."""
-        text = pick(self.rng, _of_split(texts, self.split))
+        text = pick(self.rng, texts[self.split])
         if self.rng.random() < 0.4:
             return _fill(text, names)
-        frame = pick(self.rng, _of_split(_texts()[frames], self.split)).removesuffix("{}")
+        frame = pick(self.rng, _texts()[frames][self.split]).removesuffix("{}")
         if frame.rstrip()[-1] in ".!?:":
             return frame + _fill(text, names)
         starts_small = not text.startswith(("I ", "I'", "{"))
@@ -194,14 +194,9 @@ def _capital(text: str) -> str:
 def _names(kind: str) -> list[str]:
     """What a kind's texts name besides the value: whom or what its facts are about."""
     entry = _texts()["kinds"][kind]
-    texts = [text for key in ("tell", "reply", "ask", "answer") for text in entry[key]]
+    said = [text for key in ("tell", "ask") for texts in entry[key].values() for text in texts]
+    texts = said + entry["reply"] + entry["answer"]
     return sorted({name for text in texts for _, name in _cut(text) if name} - {"value"})
-
-
-def _of_split(texts: Sequence[Any], split: Split) -> Sequence[Any]:
-    """The phrasings of a split: the last quarter is for evaluation, one at least."""
-    kept = len(texts) - max(1, int(HELD_OUT * len(texts)))
-    return texts[:kept] if split == "train" else texts[kept:]
 
 
 def _is_held_out(value: str) -> bool:

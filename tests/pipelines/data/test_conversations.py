@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pipelines.data.conversations import conversations, ordinary_turns, values
+from pipelines.data.conversations import _texts, conversations, ordinary_turns, values
 
 
 def said(conversation):
@@ -69,6 +69,16 @@ def test_what_a_person_says_in_evaluation_never_occurs_in_training():
         assert held_out and not train & held_out
     train, held_out = ({text for c in part for text in said(c)} for part in sets)
     assert not train & held_out
+
+
+def test_no_phrasing_is_of_both_splits():
+    texts = _texts()
+    lists = [kind[key] for kind in texts["kinds"].values() for key in ("tell", "ask")]
+    lists += [texts[key] for key in ("tell_frames", "ask_frames", "topic_frames")]
+    train, held_out = ({text.lower() for part in lists for text in part[split]} for split in ("train", "eval"))
+    assert held_out and not train & held_out
+    train, held_out = ({said.lower() for said, _ in ordinary_turns(split)} for split in ("train", "eval"))
+    assert held_out and not train & held_out
 
 
 @pytest.mark.parametrize("pool", ["first_name", "city", "job", "dish", "code", "date"])
