@@ -3,8 +3,9 @@
     python -m pipelines.replies --config configs/remember_chat.yaml --backbone NAME --source ordinary
 
 For a source of the kind ``replies``. Each text is asked alone and answered greedily; the chat that comes of it is a
-conversation in which facts are told (what is written), the text, and the reply. ``train.jsonl`` and ``eval.jsonl`` are
-in the form of the kind ``chat``. An interrupted job goes on where it was.
+conversation in which facts are told (what is written), the text, and the reply. In a share of the chats there is no
+conversation before, as in a chat that begins. ``train.jsonl`` and ``eval.jsonl`` are in the form of the kind ``chat``.
+An interrupted job goes on where it was.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def main(
     """Ask a frozen backbone for its replies to what a data source names."""
     settings = load_config(config)
     record = make_replies(settings, backbone, source)
-    counted = [f"{split}: {found['finished']} of {found['asked']} finished" for split, found in record["chats"].items()]
+    counted = [
+        f"{split}: {found['finished']} of {found['asked']} finished, {found['first']} of them first in their chats"
+        for split, found in record["chats"].items()
+    ]
     console.print(f"{Layout(settings).replies(backbone, source)}: replies, {', '.join(counted)}")
 
 
@@ -82,7 +86,8 @@ def make_replies(config: Config, backbone: str, source: str) -> dict[str, Any]:
                 )
             lines = "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in finished)
             (partial / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-            chats[split] = {"asked": len(asked), "finished": len(finished)}
+            first = sum(len(chat["messages"]) == 2 for chat in finished)
+            chats[split] = {"asked": len(asked), "finished": len(finished), "first": first}
         record = {
             "chats": chats,
             "bad_records": [asdict(lost) for lost in bad],
@@ -135,12 +140,20 @@ def _ask(config: Config, backbone: str, settings: RepliesSource, prompts: Sequen
 def _chats(
     settings: RepliesSource, split: Split, asked: Sequence[str], replies: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """A chat for every text with a finished reply: facts that are told, the text, and the reply."""
+    """A chat for every text with a finished reply: facts that are told, the text, and the reply.
+
+    Those without facts come at even distances, so that of any number of chats they are their share.
+    """
     told = conversations(len(asked), settings.seed, split, (1, settings.max_facts))
+    finished = first = 0
     for number, (text, conversation) in enumerate(zip(asked, told, strict=True)):
-        if reply := replies.get(text):
-            turn = [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
-            yield {"id": f"{split}-{number}", "messages": [*conversation["messages"], *turn]}
+        if not (reply := replies.get(text)):
+            continue
+        turn = [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
+        finished += 1
+        begins = first + 1 <= settings.first_share * finished
+        first += begins
+        yield {"id": f"{split}-{number}", "messages": turn if begins else [*conversation["messages"], *turn]}
 
 
 if __name__ == "__main__":

@@ -125,8 +125,13 @@ class ChatSource(_FileSource):
     visible: Count = Field(1, description="messages before a reply that stay in the prompt")
     write: Literal["earlier", "all"] = Field(
         "earlier",
-        description="what is written: the messages before the visible ones (replies without any are dropped), or all "
-        "before the reply, so that the visible ones are written too",
+        description="what is written: the messages before the visible ones (replies without any are dropped, unless "
+        "first_replies), or all before the reply, so that the visible ones are written too",
+    )
+    first_replies: bool = Field(
+        False,
+        description="whether replies before which nothing is written are learnt too, such as a chat's first, from an "
+        "empty memory; that reads as nothing, so they teach only tsw and msw, and with train.write_questions",
     )
 
     @model_validator(mode="after")
@@ -195,7 +200,7 @@ class AskedFile(Section):
 
 
 class RepliesSource(_Source):
-    """Ordinary turns with the frozen backbone's own replies as targets, after a conversation that tells facts.
+    """Ordinary turns with the frozen backbone's own replies as targets: after a conversation, or as a chat begins.
 
     The stage ``replies`` asks for them, and leaves chats that the kind ``chat`` reads, one by one.
     """
@@ -210,14 +215,19 @@ class RepliesSource(_Source):
     max_facts: Count = Field(
         6, description="facts told in the conversation that is written before, one of the kind conversations"
     )
+    first_share: Share = Field(
+        0.0,
+        description="share of the chats in which nothing comes before what is asked, as when a chat begins: with other "
+        "episodes alone training shows no empty memory, from which replies then cost most (docs/remember.md); like a "
+        "chat's first_replies it needs train.write_questions",
+    )
     seed: int = Field(0, description="of what is drawn")
 
     def as_chat(self, folder: Path) -> ChatSource:
         """The chats that the stage left in a folder, as a source."""
         files = {f"{split}_files": [str(folder / f"{split}.jsonl")] for split in ("train", "eval")}
-        return ChatSource.model_validate(
-            {"kind": "chat", **self.model_dump(include=set(_Source.model_fields)), **files}
-        )
+        common = self.model_dump(include=set(_Source.model_fields))
+        return ChatSource.model_validate({"kind": "chat", **common, **files, "first_replies": self.first_share > 0})
 
 
 DataSource = Annotated[

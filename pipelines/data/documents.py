@@ -47,6 +47,7 @@ class Document:
         noun: what it is, for messages: "paper", "passage", "chat".
         group: documents of one group, such as an article's passages, are held out together; "" is a group of its own.
         drop_first: which messages go first where they are more than the budget.
+        empty_memory: whether nothing is written, and that is meant; else a document without text is dropped.
     """
 
     document_id: str
@@ -55,6 +56,7 @@ class Document:
     noun: str
     group: str = ""
     drop_first: Literal["oldest", "newest"] = "newest"
+    empty_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,24 +198,23 @@ def read_whole(reading: Reading) -> Corpus:
 
 
 def with_system_prompt(reading: Reading, text: str | None) -> Reading:
-    """The same with a system message in front of what is written and of what is read; None leaves it as it is.
+    """The same with a system message in front of what is written, if anything is, and of what is read.
 
-    A document that begins with a system message keeps its own.
+    None leaves it as it is, and so does a document that begins with a system message of its own.
     """
     if text is None:
         return reading
     system = {"role": "system", "content": text}
-    documents = (
-        document
-        if document.messages[:1] and document.messages[0]["role"] == "system"
-        else replace(
-            document,
-            messages=[system, *document.messages],
-            exercises=[replace(e, prompt=[system, *e.prompt]) for e in document.exercises],
-        )
-        for document in reading.documents
-    )
-    return replace(reading, documents=documents)
+    return replace(reading, documents=(_with_system(document, system) for document in reading.documents))
+
+
+def _with_system(document: Document, system: Message) -> Document:
+    chats = [document.messages, *(exercise.prompt for exercise in document.exercises)]
+    if any(message["role"] == "system" for chat in chats for message in chat[:1]):
+        return document
+    messages = [system, *document.messages] if document.messages else []
+    exercises = [replace(exercise, prompt=[system, *exercise.prompt]) for exercise in document.exercises]
+    return replace(document, messages=messages, exercises=exercises)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -1,7 +1,8 @@
 """One episode per exercise: the document is written into the memory, then the prompt is read and its reply learnt.
 
 Every message of the document is a segment of the sequence-state write. The prompt is a chat of its own, so that nothing
-of the document is visible while it is answered but what the source repeats there.
+of the document is visible while it is answered but what the source repeats there. A chat's first reply has nothing
+written before it: no tokens, and so an empty memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from deltamem.chat.format import encode_messages, encode_reply
-from deltamem.chat.messages import Message
+from deltamem.chat.messages import EncodedMessages, Message
 from deltamem.errors import DeltaMemError
 from pipelines.data.documents import Document, Exercise
 from pipelines.errors import StageError
@@ -59,16 +60,16 @@ class EpisodeEncoder:
         result = Episodes(document.document_id)
         ids = [exercise.question_id for exercise in document.exercises]
         messages = document.messages
-        if all(message["role"] == "system" for message in messages):
+        if all(message["role"] == "system" for message in messages) and not document.empty_memory:
             result.dropped[NO_TEXT.format(document.noun)] = ids
             return result
-        context = encode_messages(self.tokenizer, messages, segment=None)
+        context = self._written(messages)
         if len(context.input_ids) > self.max_written_tokens:
             messages = self._shorten(document) if self.overlong == "truncate" else []
             if not messages:
                 result.dropped[LONG_DOCUMENT.format(document.noun)] = ids
                 return result
-            context = encode_messages(self.tokenizer, messages, segment=None)
+            context = self._written(messages)
             result.truncated = True
         written = {
             "paper_id": document.document_id,
@@ -83,6 +84,10 @@ class EpisodeEncoder:
             else:
                 result.rows.append(written | read)
         return result
+
+    def _written(self, messages: list[Message]) -> EncodedMessages:
+        # of no messages a template may still make a system's
+        return encode_messages(self.tokenizer, messages, segment=None) if messages else EncodedMessages([], [])
 
     def _read_part(self, exercise: Exercise) -> dict[str, Any]:
         answer = exercise.references[0]

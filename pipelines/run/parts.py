@@ -36,22 +36,26 @@ def backbone(config: Config, name: str) -> dict[str, Any]:
 
 
 def replies(config: Config, source: str) -> dict[str, Any]:
-    return {"replies": _plain(config.data.replies[source], {"weight", "start", "stop"})}
+    return {"replies": _of_the_episodes(_plain(config.data.replies[source]))}
 
 
 def preprocess(config: Config) -> dict[str, Any]:
     data = _plain(config.data, config.data.unused_keys | _HOW_PREPROCESS | {"steps"})
     for name, source in data.get("sources", {}).items():
-        data["sources"][name] = {key: value for key, value in source.items() if _of_the_episodes(key, value)}
+        data["sources"][name] = _of_the_episodes(source)
     return {"data": data}
 
 
-def _of_the_episodes(key: str, value: Any) -> bool:
-    """Whether a source's key says what its episodes are, and not how often training draws from them.
+_HOW_OFTEN = {"weight", "start", "stop"}
+_LATER = {"gaps": 0, "texts": "asked", "first_replies": False, "first_share": 0.0}
+
+
+def _of_the_episodes(source: dict[str, Any]) -> dict[str, Any]:
+    """What of a source says what its episodes are, and not how often training draws from them.
 
     Keys that came later and are as they were taken for granted before change no earlier episodes.
     """
-    return key not in {"weight", "start", "stop"} and (key, value) not in (("gaps", 0), ("texts", "asked"))
+    return {key: value for key, value in source.items() if key not in _HOW_OFTEN and _LATER.get(key, ...) != value}
 
 
 def train(config: Config, backbone: str, strategy: str, seed: int) -> dict[str, Any]:

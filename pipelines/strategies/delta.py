@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -107,7 +108,9 @@ def segmented(episodes: pa.Table, tokenizer: PreTrainedTokenizerBase, rule: Segm
     for row, paper in enumerate(papers):
         if paper not in of_paper:
             (found,) = read_rows(episodes, [row], ["messages"])
-            of_paper[paper] = np.array(encode_messages(tokenizer, found["messages"], segment=rule).segment_ids)
+            messages = found["messages"]
+            segments = encode_messages(tokenizer, messages, segment=rule).segment_ids if messages else []
+            of_paper[paper] = np.array(segments, dtype=np.int32)
     position = episodes.schema.get_field_index("segment_ids")
     field = episodes.schema.field(position)
     return episodes.set_column(position, field, pa.array([of_paper[paper] for paper in papers], field.type))
@@ -117,10 +120,11 @@ def need_segments(episodes: pa.Table, backbone: str) -> None:
     """Something of each context would be written by segment; the first few tell what the chat template does.
 
     Raises:
-        StageError: a context has no segment.
+        StageError: a context has tokens and no segment.
     """
-    for row in episodes.slice(0, 16).select(["question_id", "segment_ids"]).to_pylist():
-        if max(row["segment_ids"], default=-1) < 0:
+    lengths = pc.call_function("list_value_length", [episodes["segment_ids"]]).to_numpy()
+    for row in read_rows(episodes, np.flatnonzero(lengths)[:16].tolist(), ["question_id", "segment_ids"]):
+        if max(row["segment_ids"]) < 0:
             raise StageError(
                 f"question {row['question_id']}: the chat template of {backbone} changes the texts, so the segments "
                 "that ssw writes can't be told apart; train tsw or msw on it, or give it another template"

@@ -49,10 +49,10 @@ class Reads:
 
 @dataclass(frozen=True)
 class Texts:
-    """C texts that are written side by side, padded on the right.
+    """C texts that are written side by side, padded on the right; one of no tokens leaves its memory as it was.
 
     Attributes:
-        context_ids, segment_ids: [C, W] int64; segment -1 is not written by ssw.
+        context_ids, segment_ids: [C, W] int64, W at least 1; segment -1 is not written by ssw.
         context_mask: [C, W] bool, False for padding; None where there is none.
     """
 
@@ -157,12 +157,13 @@ def make_reads(reads: Sequence[Read], weight: float, pad_id: int) -> Reads:
 
 
 def _make_texts(rows: Iterable[dict[str, Any]], pad_id: int) -> Texts:
-    ids, mask = pad([row["context_ids"] for row in rows], pad_id)
-    return Texts(ids, pad([row["segment_ids"] for row in rows], -1)[0], None if mask.all() else mask)
+    # where no text has a token, they are all padding: a backbone reads no tensors of width 0
+    ids, mask = pad([row["context_ids"] for row in rows], pad_id, least=1)
+    return Texts(ids, pad([row["segment_ids"] for row in rows], -1, least=1)[0], None if mask.all() else mask)
 
 
-def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length, padded on the right to [B, longest] int64, and their mask, bool."""
-    width = max(map(len, rows), default=0)
+def pad(rows: list[list[int]], value: int, least: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length, padded on the right to [B, longest or ``least``] int64, and their mask, bool."""
+    width = max([least, *map(len, rows)])
     ids = torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
     return ids, torch.tensor([len(row) for row in rows])[:, None] > torch.arange(width)

@@ -27,8 +27,10 @@ class Beside:
 
     Attributes:
         more: rows of episodes whose texts are written too.
-        after: for each later write into the same memories, the C rows whose texts are written.
-        others: of each group, which of the C memories is another document's; None where nothing is contrasted.
+        after: for each later write into the same memories, the C rows whose texts are written; a row of nothing written
+            stands for itself, and writes nothing.
+        others: of each group, which of the C memories is another document's, its own where nothing is written; None
+            where nothing is contrasted.
         contrast: weight of the contrast in this step.
         repeated: the groups, by their places, whose texts are to be repeated; None where the step has none.
         repeat_weight: what each of them counts in the micro-batch's loss, so that all of the step count alike.
@@ -47,7 +49,8 @@ class Companions:
 
     The documents of a step are dealt round a ring. After a text come the next k of the ring; the other document is the
     one after these, followed by its own next k, so that the right text is nowhere in its memory. Where a step has too
-    few documents for that, k is as large as they allow, and a single one is told from none.
+    few documents for that, k is as large as they allow, and a single one is told from none. A document of which nothing
+    is written is no part of the ring: its memory stays empty, and is told from none.
     """
 
     def __init__(self, episodes: pa.Table, train: Train, seed: int):
@@ -64,11 +67,11 @@ class Companions:
     def beside(self, step: int, steps: int, batches: Sequence[list[list[int]]]) -> list[Beside]:
         """Of all micro-batches of a step, each a list of groups of rows."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step + 104_729_000_003)
-        rows = {self.papers[group[0]]: group[0] for batch in batches for group in batch}
+        rows = {self.papers[group[0]]: group[0] for batch in batches for group in batch if self.written[group[0]]}
         papers = list(rows)
         ring = [rows[papers[place]] for place in torch.randperm(len(papers), generator=generator).tolist()]
         contrast = contrast_weight(self.train, step / steps) if len(ring) > 1 else 0.0
-        later = min(self._drawn_later(generator), (len(ring) - 2) // 2 if contrast else len(ring) - 1)
+        later = min(self._drawn_later(generator), (len(ring) - 2) // 2 if contrast else max(0, len(ring) - 1))
         texts = [self._texts(batch, ring, later, contrast) for batch in batches]
         return [replace(part, **repeats) for part, repeats in zip(texts, self._repeats(batches, ring), strict=True)]
 
@@ -84,7 +87,7 @@ class Companions:
         place = {self.papers[row]: number for number, row in enumerate(ring)}
 
         def follower(row: int, distance: int) -> int:
-            return ring[(place[self.papers[row]] + distance) % len(ring)]
+            return ring[(place[self.papers[row]] + distance) % len(ring)] if self.written[row] else row
 
         texts = [group[0] for group in batch]
         others = [follower(row, later + 1) for row in texts] if contrast else []

@@ -22,6 +22,7 @@ class EpisodeLoss(NamedTuple):
     """Scalars of one micro-batch, of which ``loss`` is minimised.
 
     Attributes:
+        write_gate, state_norm: 0 where no text has a token.
         contrast, repeat_nll: parts of the loss, before their weights; None where they are none.
         token_nll: of each answer token, [A] nats.
     """
@@ -71,10 +72,14 @@ class MemoryObjective(nn.Module):
         fresh, memory, gate = self._write(batch)
         tokens = self._nll(batch, memory.select(batch.owner))
         nll = answer_nll(tokens, batch)
-        loss = nll + self.write_penalty * (gate - self.write_target).square().mean()
+        penalty = (gate - self.write_target).square().mean()
+        if batch.context_mask is not None:
+            penalty = penalty * batch.context_mask.any()  # what writes nothing has no gates
+        loss = nll + self.write_penalty * penalty
         contrast = repeat = None
         if batch.others is not None and batch.contrast is not None:
-            contrast = told_apart(tokens, self._nll(batch, memory.select(batch.others)), batch)
+            wrong = self._nll(batch, memory.select(batch.others))
+            contrast = told_apart(tokens, wrong, batch, batch.others != batch.owner)
             loss = loss + batch.contrast * contrast
         if batch.repeat is not None:
             repeat = self._repeat_nll(batch.repeat, fresh)
@@ -102,33 +107,38 @@ class MemoryObjective(nn.Module):
     def memory_effect(self, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor:
         """Answer NLL with another paper's memory, less that with the right one: nats per token, a scalar.
 
+        Of the questions of texts that have a token: the others have no memory that could be another's.
+
         Args:
             batches: the micro-batches and their weights; NaN where all their contexts are of one paper.
         """
-        if _of_one_paper([batch for batch, _ in batches]):
+        if _of_one_paper(_papers([batch for batch, _ in batches])):
             return torch.tensor(float("nan"), device=batches[0][0].input_ids.device)
-        effects = self.validate([batch for batch, _ in batches])["memory_effect"]
-        return (effects.new_tensor([weight for _, weight in batches]) * effects).mean()
+        measured = self.validate([batch for batch, _ in batches])
+        effects, weights = measured["memory_effect"], measured["nll"].new_tensor([weight for _, weight in batches])
+        return (weights * effects).mean() * (weights.sum() / (weights * measured["swapped"]).sum())
 
     @torch.no_grad()
     def validate(self, batches: Sequence[EpisodeBatch]) -> dict[str, Tensor]:
         """What the memory is worth on some batches, each value [N], in nats per token.
 
         Returns:
-            "nll": answer NLL; "memory_effect": the answer NLL with another paper's memory less that, left out where
-            all contexts are of one paper.
+            "nll": answer NLL; "memory_effect": the answer NLL with another paper's memory less that, to which questions
+            of texts without a token add nothing; "swapped": the share of the other questions. The last two are left out
+            where all contexts with a token are of one paper.
         """
         (model,) = self.model
         memory = DeltaMemory.cat([model.write(**_written(batch)) for batch in batches])
         firsts = itertools.accumulate((len(batch.papers) for batch in batches), initial=0)
         owners = [batch.owner + first for batch, first in zip(batches, firsts, strict=False)]
         nll = self._nlls(batches, memory, owners)
-        if _of_one_paper(batches):
+        papers = _papers(batches)
+        if _of_one_paper(papers):
             return {"nll": nll}
-        papers = [paper for batch in batches for paper in batch.papers]
         others = torch.tensor(_others(papers), device=nll.device)
         wrong = self._nlls(batches, memory, [others[own] for own in owners])
-        return {"nll": nll, "memory_effect": wrong - nll}
+        swapped = torch.stack([(others[own] != own).float().mean() for own in owners])
+        return {"nll": nll, "memory_effect": wrong - nll, "swapped": swapped}
 
     def _nlls(self, batches: Sequence[EpisodeBatch], memory: DeltaMemory, rows: Sequence[Tensor]) -> Tensor:
         """Of each batch, [N], with the rows of the memory that its questions are given."""
@@ -154,22 +164,39 @@ def _written(texts: Texts) -> dict[str, Any]:
 
 
 def _mean_norm(memory: DeltaMemory, mask: Tensor | None) -> Tensor:
-    """Of the states, over all layers and the texts that have a token; a scalar."""
+    """Of the states, over all layers and the texts that have a token; a scalar, 0 where none has."""
     norms = torch.stack(list(memory.norms().values())).mean((0, 2))
     if mask is None:
         return norms.mean()
     texts = mask.any(1).to(norms.dtype)
-    return (norms * texts).sum() / texts.sum()
+    return (norms * texts).sum() / texts.sum().clamp_min(1)
 
 
-def _of_one_paper(batches: Sequence[EpisodeBatch]) -> bool:
-    return len({paper for batch in batches for paper in batch.papers}) == 1
+def _papers(batches: Sequence[EpisodeBatch]) -> list[str | None]:
+    """The paper of every text, None where it has no token."""
+    found: list[str | None] = []
+    for batch in batches:
+        written = [True] * len(batch.papers) if batch.context_mask is None else batch.context_mask.any(1).tolist()
+        found += [paper if has_token else None for paper, has_token in zip(batch.papers, written, strict=True)]
+    return found
 
 
-def _others(papers: Sequence[str]) -> list[int]:
-    """For each of some papers, not all the same, the place of the next one, round in a ring, that is another."""
+def _of_one_paper(papers: Sequence[str | None]) -> bool:
+    return len({*papers} - {None}) < 2
+
+
+def _others(papers: Sequence[str | None]) -> list[int]:
+    """For each of some papers, not all the same, the place of the next one, round in a ring, that is another.
+
+    None stands for no paper: it is nobody's other one, and its own place is named for it.
+    """
     count = len(papers)
-    return [next(j % count for j in range(i + 1, i + count) if papers[j % count] != papers[i]) for i in range(count)]
+
+    def other(place: int) -> int:
+        unfit = (papers[place], None)
+        return next(j % count for j in range(place + 1, place + count) if papers[j % count] not in unfit)
+
+    return [place if paper is None else other(place) for place, paper in enumerate(papers)]
 
 
 def answer_logits(model: nn.Module, base: PreTrainedModel, batch: Reads, **options) -> Tensor:
@@ -200,17 +227,18 @@ def answer_nll(nll: Tensor, batch: Reads) -> Tensor:
     return (nll * batch.answer_weights).sum()
 
 
-def told_apart(right: Tensor, wrong: Tensor, batch: Reads) -> Tensor:
+def told_apart(right: Tensor, wrong: Tensor, batch: Reads, has_other: Tensor) -> Tensor:
     """Mean over questions of softplus(margin − (NLL with another's memory − NLL with the right one)), a scalar.
 
     Args:
         right, wrong: NLL of the answer tokens, [A] nats.
+        has_other: [Q] bool, the questions that there is another's memory for; the rest count as zero.
     """
     # products, because sums by index come in no fixed order on a GPU
     tokens_of = F.one_hot(batch.answer_rows, len(batch.owner)).to(right.dtype).T
     weights = tokens_of @ batch.answer_weights
     gaps = (tokens_of @ ((wrong - right) * batch.answer_weights)) / weights.clamp_min(1e-30)
-    return (weights * F.softplus(MARGIN - gaps)).sum()
+    return (has_other * weights * F.softplus(MARGIN - gaps)).sum()
 
 
 def nll_by_source(nll: Tensor, batch: EpisodeBatch, sources: Sequence[str]) -> Tensor:

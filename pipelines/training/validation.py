@@ -21,7 +21,7 @@ class Validation:
 
     Attributes:
         columns: of the curve: validation/SOURCE/nll, the answer NLL in nats per token, and for an adapter with a memory
-            validation/SOURCE/memory_effect, how much another text's memory adds to it.
+            validation/SOURCE/memory_effect, how much another text's memory adds to it, where a text was written.
     """
 
     def __init__(self, recipe: Recipe, rank: int, workers: int):
@@ -60,7 +60,7 @@ class Validation:
         for number, name in enumerate(self.names):
             if name in measured:
                 sums[number, 0] = (measured[name].float() * questions).sum()
-                sums[number, 1] = questions.sum()
+                sums[number, 1] = (questions * (measured["swapped"] if name == "memory_effect" else 1)).sum()
         return sums
 
 

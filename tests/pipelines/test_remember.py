@@ -51,10 +51,11 @@ FILES = ("squad", "tweets")
 def _write_replies(layout, source):
     """What the stage leaves (``test_replies_stage.py``) of a backbone that comes to an end, as random weights don't."""
     turns = ("user", "I live in Oslo."), ("assistant", "Noted."), ("user", "Which day is it?"), ("assistant", "I see.")
-    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    messages = [{"role": role, "content": text} for role, text in turns]
+    chats = [json.dumps({"messages": some}) + "\n" for some in (messages, messages[2:])]
     write_record(layout.replies_record("tiny-random", source), {})
     for split in ("train", "eval"):
-        (layout.replies("tiny-random", source) / f"{split}.jsonl").write_text(json.dumps(chat) + "\n")
+        (layout.replies("tiny-random", source) / f"{split}.jsonl").write_text("".join(chats))
 
 
 def _write_files(folder):
@@ -119,6 +120,7 @@ def test_a_chat_goes_on_from_the_texts_with_what_is_told_asked_and_replied(prepa
     rows = open_episodes(Layout(config).data("tiny-random", "train")).select(["source", "answer_type"]).to_pylist()
     found = {name: {row["answer_type"] for row in rows if row["source"] == name} for name in config.data.sources}
     assert found["conversations"] == {"told", "unknown", "reply"} and all(found.values())
+    assert found["ordinary"] == {"reply", "first_reply"}
     cell = config.cell("tiny-random", "chat", 42)
     start, _ = load_adapter(PROJECT_ROOT / cell.train.init_adapter)
     assert cell.train.write_questions and start.num_states == cell.strategy.adapter["num_states"] == 8

@@ -81,6 +81,25 @@ def test_every_text_is_asked_alone_and_its_finished_reply_learnt_after_a_convers
     assert found == {text: reply for text, reply in expected.items() if reply} and 2 < len(found) < len(SAID)
 
 
+def test_a_share_of_the_chats_begins_with_what_is_asked(configure):
+    plain, config = configure(), configure(first_share=0.5)
+    assert "first_share" not in parts.replies(plain, "ordinary")["replies"]  # as before there was one
+    assert parts.replies(plain, "ordinary") != parts.replies(config, "ordinary")
+    make_replies(plain, BACKBONE, "ordinary")
+    before = {split: chats(plain, split) for split in ("train", "eval")}
+    record = make_replies(config, BACKBONE, "ordinary")
+    preprocess(config, BACKBONE)
+    for split, found in record["chats"].items():
+        made = chats(config, split)
+        assert found["first"] == len(made) // 2 == sum(len(chat["messages"]) == 2 for chat in made)
+        for ours, theirs in zip(made, before[split], strict=True):
+            assert ours == (theirs if len(ours["messages"]) > 2 else {**theirs, "messages": theirs["messages"][-2:]})
+        rows = open_episodes(Layout(config).data(BACKBONE, split)).to_pylist()
+        assert [not row["context_ids"] for row in rows] == [len(chat["messages"]) == 2 for chat in made]
+        assert [row["answer"] for row in rows] == [chat["messages"][-1]["content"] for chat in made]
+    assert any(found["first"] for found in record["chats"].values())
+
+
 def test_what_is_held_out_stays_so_when_more_is_asked_for_training(configure):
     few, many = configure(train_prompts=2), configure()
     make_replies(few, BACKBONE, "ordinary")

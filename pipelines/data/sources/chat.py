@@ -1,5 +1,7 @@
 """Chats of one's own: earlier messages are written, the last stay visible, the assistant's replies are learnt.
 
+A chat's first reply has nothing before it that could be written; if wanted, it is learnt from an empty memory.
+
 A record is ``{"messages": [{"role", "content"}, …]}`` or ``{"prompt": text, "response": text}``, with an ``id`` if it
 has one; a content may be a list of text parts, as OpenAI's requests have them.
 """
@@ -140,7 +142,10 @@ def _text(content: Any, where: str) -> str:
 
 
 def _document(chat_id: str, messages: list[Message], reply: int, settings: ChatSource) -> Document:
-    """What is written, read and learnt of one reply. Raises ValueError where there is nothing of one of them."""
+    """What is written, read and learnt of one reply.
+
+    Raises ValueError where there is nothing of one of them; nothing need be written if first replies are wanted.
+    """
     if not messages[reply]["content"].strip():
         raise ValueError("the reply is empty")
     system = [message for message in messages[:1] if message["role"] == "system"]
@@ -149,11 +154,14 @@ def _document(chat_id: str, messages: list[Message], reply: int, settings: ChatS
     if not visible:
         raise ValueError("no message comes before the reply")
     written = before if settings.write == "all" else earlier
-    if not any(message["content"].strip() for message in written):
+    first = not any(message["content"].strip() for message in written)
+    if first and not settings.first_replies:
         raise ValueError(
             f"there is nothing to write: no text comes before what is visible (visible: {settings.visible}; with "
-            "write: all, the visible messages are written too)"
+            "write: all, the visible messages are written too; with first_replies, it is learnt from an empty memory)"
         )
     document_id = f"{chat_id}/{reply}"
-    exercise = Exercise(document_id, [*system, *visible], [messages[reply]["content"]], "reply")
-    return Document(document_id, [*system, *written], [exercise], "chat", group=chat_id, drop_first="oldest")
+    kind = "first_reply" if first else "reply"
+    exercise = Exercise(document_id, [*system, *visible], [messages[reply]["content"]], kind)
+    messages = [] if first else [*system, *written]
+    return Document(document_id, messages, [exercise], "chat", group=chat_id, drop_first="oldest", empty_memory=first)

@@ -90,6 +90,22 @@ def test_a_chat_of_which_all_is_visible_has_a_memory_and_no_history(held_out):
     assert context.history == [] and len(context.to_write) == 1
 
 
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_chat_s_first_reply_is_asked_without_a_memory(held_out, system):
+    chats = [["Hi.", "Hello."], ["Ho.", "Hello."], *CHATS]
+    benchmark, episodes = held_out(chats=chats, first_replies=True, system_prompt=system, eval_share=0.99)
+    rows = {row["question_id"]: row for row in episodes.to_pylist() if row["answer_type"] == "first_reply"}
+    found = [context for context in benchmark.contexts() if context.questions[0].question_id in rows]
+    assert found and all(context.to_write == context.history == [] for context in found)
+    for context in found:
+        (question,) = context.questions
+        row = rows[question.question_id]
+        assert (row["context_ids"], row["segment_ids"], row["messages"]) == ([], [], [])
+        prompt = PromptEncoder(byte_tokenizer(), "message", 4096).question(question)
+        assert prompt.input_ids == row["question_ids"]
+        assert texts(question.messages)[:-1] == ([system] if system else [])
+
+
 def test_without_episodes_it_says_what_to_run(tmp_path):
     config = {"kind": "held_out", "version": 1}
     settings = resolve_config(

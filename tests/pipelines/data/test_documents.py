@@ -60,3 +60,9 @@ def test_a_system_message_is_written_and_read_unless_a_document_has_its_own():
     assert first.messages == [system, *plain.messages] and first.exercises[0].prompt[0] == system
     assert second == with_own
     assert [*with_system_prompt(reading(plain), None).documents] == [plain]
+
+
+def test_a_system_message_is_only_read_where_nothing_is_written():
+    system = {"role": "system", "content": "Be brief."}
+    (found,) = with_system_prompt(reading(document("a", messages=())), "Be brief.").documents
+    assert found.messages == [] and found.exercises[0].prompt[0] == system

@@ -14,7 +14,8 @@ def test_ssw_is_not_trained_where_there_is_nothing_to_write():
     def episodes(*segments):
         return pa.Table.from_pylist([{"question_id": f"q{i}", "segment_ids": s} for i, s in enumerate(segments)])
 
-    need_segments(episodes([-1, 0, 0], [0]), "tiny")
+    need_segments(episodes([-1, 0, 0], [], [0]), "tiny")  # of no tokens at all there is nothing to tell
+    need_segments(episodes([]), "tiny")
     with pytest.raises(StageError, match="question q1: the chat template of tiny changes the texts.*tsw or msw"):
         need_segments(episodes([-1, 0], [-1, -1]), "tiny")
 
@@ -45,7 +46,9 @@ def test_ssw_trains_on_the_segments_that_its_adapter_names(adapter, expected, ti
          "source": "papers", "prompt": messages}
         for number in range(3)
     ]  # fmt: skip
+    rows.append({**rows[0], "paper_id": "first", "context_ids": [], "segment_ids": [], "messages": []})
     episodes, _ = recipe.usable(pa.Table.from_pylist(rows, schema=SCHEMA))
+    assert episodes["segment_ids"].to_pylist()[3] == []
     batch = recipe.collate(episodes, [[2, 0], [1]])
     assert batch.answer_ids.tolist() == [6, 2, 6, 0, 6, 1] and batch.owner.tolist() == [0, 0, 1]
     for ids, segments in zip(batch.context_ids, batch.segment_ids, strict=True):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.config import Train
 from pipelines.training.batches import Read, collate
-from pipelines.training.beside import Companions, contrast_weight
+from pipelines.training.beside import Beside, Companions, contrast_weight
 from pipelines.training.objective import MemoryObjective
 from pipelines.training.schedule import Schedule
 from tests.pipelines.training.episodes import episodes
@@ -102,6 +102,25 @@ def test_a_step_of_few_documents_writes_as_many_after_as_it_has():
     assert all(made.micro_batches(step, 0)[0].beside.others is None for step in range(20))
 
 
+def test_nothing_follows_on_nothing_written_and_it_is_nobody_s_other_text():
+    data = episodes(PAPERS, width=lambda paper: 0 if paper % 3 == 0 else 5)
+    values = {"batch_size": 16, "micro_batch_size": 8, "questions_per_write": 2, "max_steps": 30, "epochs": 99}
+    train = Train.model_validate({**values, **ALL})
+    made = Schedule(data, train, 3, 1, companions=Companions.of(data, train, 3))
+    papers, written = data["paper_id"].to_pylist(), [bool(ids) for ids in data["context_ids"].to_pylist()]
+    seen = set()
+    for micro in (micro for step in range(30) for micro in made.micro_batches(step, 0)):
+        texts = [group[0] for group in micro.groups] + micro.beside.more
+        for later in micro.beside.after:
+            assert [written[row] for row in later] == [written[row] for row in texts]
+        for row, other in zip(texts, micro.beside.others or (), strict=False):
+            other = texts[other]
+            assert written[other] == written[row] and (papers[other] != papers[row]) == written[row]
+            seen.add(written[row])
+        assert all(written[texts[place]] for place in micro.beside.repeated or ())
+    assert seen == {True, False}
+
+
 # --- the loss -----------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +185,16 @@ def test_the_loss_is_its_definition_however_a_step_is_cut_up(objective):
         expected = by_definition(objective, made, step)
         for cut in (made, schedule(micro=2), schedule(workers=2, micro=1)):
             torch.testing.assert_close(losses(objective, cut, step), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_has_no_other_memory_is_not_told_from_its_own(objective):
+    data = episodes([1, 1, 2], width=lambda paper: (0, 6, 9)[paper])
+    with torch.no_grad():
+        one, three = (
+            objective(collate(data, groups, 0, Beside(others=others, contrast=0.5)))
+            for groups, others in (([[1], [2, 3]], [1, 0]), ([[0], [1], [2, 3]], [0, 2, 1]))
+        )
+    torch.testing.assert_close(three.contrast, one.contrast * 3 / 4, atol=1e-6, rtol=1e-4)
 
 
 def test_every_part_teaches_the_writing(objective):

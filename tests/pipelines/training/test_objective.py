@@ -24,6 +24,41 @@ def objective(tiny_model, request):
     return MemoryObjective(model, 0.01, 0.05)
 
 
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])
+def test_where_nothing_is_written_a_fresh_memory_is_read_alone_as_in_a_batch(tiny_model, strategy, writes):
+    torch.manual_seed(0)
+    model = get_delta_mem_model(tiny_model("qwen3", "sdpa"), DeltaMemConfig(strategy=strategy, alpha=160))
+    objective = MemoryObjective(model, 0.0, 0.05, writes)
+    data, parameters = episodes([1, 1, 2], width=lambda paper: (0, 9, 0)[paper]), list(objective.parameters())
+
+    def learnt(loss):
+        return [loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)]
+
+    alone = [learnt(objective(collate(data, [[row]], 0)).loss) for row in range(4)]
+    for row in (0, 2, 3):
+        batch = collate(data, [[row]], 0)
+        logits = model(batch.input_ids, memory=model.new_memory(1), write=objective.write_questions).logits[0]
+        nll = torch.nn.functional.cross_entropy(logits[batch.answer_columns], batch.answer_ids)
+        torch.testing.assert_close(alone[row], learnt(nll), atol=1e-6, rtol=1e-4)
+        taught = any(gradient.abs().max() > 1e-4 for gradient in alone[row][1:])
+        assert taught == (objective.write_questions and batch.input_ids.shape[1] > 2)  # what is written is read later
+    for groups in ([[0], [1], [2, 3]], [[0], [2, 3]]):
+        rows = [row for group in groups for row in group]
+        expected = [sum(alone[row][part] for row in rows) / len(rows) for part in range(len(alone[0]))]
+        torch.testing.assert_close(learnt(objective(collate(data, groups, 0)).loss), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_what_is_measured_of_the_writing_is_of_the_texts_that_have_a_token(objective):
+    data = episodes([1, 1, 1], width=lambda paper: (0, 9, 0)[paper])
+    with torch.no_grad():
+        nothing, text, both = (objective(collate(data, rows, 0)) for rows in ([[0], [2]], [[1]], [[0], [1], [2]]))
+    assert nothing.loss == nothing.answer_nll and (nothing.write_gate, nothing.state_norm) == (0, 0)
+    for part in ("write_gate", "state_norm"):
+        torch.testing.assert_close(getattr(both, part), getattr(text, part), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(both.loss - both.answer_nll, text.loss - text.answer_nll, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])
 def test_questions_are_written_as_they_are_read(tiny_model, table, strategy):
     torch.manual_seed(0)
@@ -96,6 +131,20 @@ def test_a_paper_s_own_other_questions_are_no_other_paper(objective, table):
     torch.testing.assert_close(
         objective.memory_effect([(collate(table, groups, 0), 1.0)]), expected, atol=1e-5, rtol=1e-3
     )
+
+
+def test_where_nothing_is_written_there_is_no_memory_to_swap(objective, table):
+    widths = (6, 0, 9, 12, 0)
+    more = episodes([2, 2, 1, 3, 1], width=widths.__getitem__)  # the table's papers, and two of nothing
+    expected = objective.memory_effect([(collate(table, [[0, 1], [2], [3, 4, 5]], 0), 1.0)])
+    groups = [[0, 1], [2, 3], [4], [5, 6, 7], [8]]
+    whole = [(collate(more, groups, 0), 1.0)]
+    apart = [(collate(more, [group], 0), len(group) * 5 / 9) for group in groups]
+    assert expected.abs() > 1e-3
+    for batches in (whole, apart):
+        torch.testing.assert_close(objective.memory_effect(batches), expected, atol=1e-5, rtol=1e-3)
+    assert objective.validate([collate(more, groups, 0)])["swapped"].item() == pytest.approx(6 / 9)
+    assert objective.memory_effect([(collate(more, [[2], [4], [8]], 0), 1.0)]).isnan()
 
 
 def test_one_paper_alone_has_no_effect_to_measure(objective, table):

@@ -42,6 +42,22 @@ def test_nothing_that_is_measured_or_learnt_changes(tiny_model, strategy, writes
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["tsw", "msw"])
+def test_where_nothing_is_written_padding_writes_nothing(tiny_model, strategy):
+    torch.manual_seed(0)
+    model = get_delta_mem_model(tiny_model("llama", "sdpa"), DeltaMemConfig(strategy=strategy, alpha=160))
+    objective = MemoryObjective(model, 0.01, 0.05, write_questions=True)
+    plain, parameters = collate(episodes([1, 2], width=lambda paper: 0), [[0], [1, 2]], 0), list(objective.parameters())
+    wide = padded(plain, Shape.of(plain).rounded())
+    assert plain.context_ids.shape == (2, 1) and wide.context_ids.shape == (2, 16)
+    expected, found = objective(plain), objective(wide)
+    torch.testing.assert_close(found[:4], expected[:4], atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.loss, parameters), torch.autograd.grad(expected.loss, parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
 def test_batches_of_a_kind_come_to_one_shape():
     one = Shape.of(batch())
     other = replace(one, questions=ReadShape(9, 30, 7), repeat=ReadShape(1, 40, 9))

@@ -69,6 +69,25 @@ def test_every_reply_is_learnt_from_a_write_of_its_own(load):
     assert parts(first) == (["1"], ["1"], ["2"])
 
 
+def test_a_first_reply_is_learnt_from_an_empty_memory_where_that_is_wanted(load):
+    chats = chat("1", "2", "3", "4"), chat("!Own.", "5", "6")
+    found = list(load(*chats, supervise="every", first_replies=True, system_prompt="Be brief.").documents)
+    assert [parts(document) for document in found] == [
+        ([], ["Be brief.", "1"], ["2"]),
+        (["Be brief.", "1", "2"], ["Be brief.", "3"], ["4"]),
+        ([], ["Own.", "5"], ["6"]),
+    ]
+    assert [document.empty_memory for document in found] == [True, False, True]
+    assert [document.exercises[0].kind for document in found] == ["first_reply", "reply", "first_reply"]
+    corpus = load(*chats, supervise="every")
+    assert [parts(document) for document in corpus.documents] == [(["1", "2"], ["3"], ["4"])]
+    assert [(bad.lost, bad.question_id) for bad in corpus.bad_records] == [
+        ("reply", "chats.jsonl:1/1"),
+        ("reply", "chats.jsonl:2/2"),
+    ]
+    assert all("there is nothing to write" in bad.reason for bad in corpus.bad_records)
+
+
 def test_the_system_message_stands_in_what_is_written_and_what_is_read(load):
     with_own = chat("!Own.", "1", "2", "3", "4")
     own, given = load(with_own, OTHER, system_prompt="Be brief.").documents
