@@ -153,7 +153,7 @@ def test_its_prompt_has_the_context_or_not(episodes, with_context):
         chat = [*(row["messages"] if with_context else []), {"role": "user", "content": row["question"]}]
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert text == prompt + row["answer"] + "<|im_end|>"
-    assert batch.context_ids.numel() == 0
+    assert not batch.context_mask.any()  # nothing is to be written
     assert batch.tokens == int((batch.input_ids != tokenizer.pad_token_id).sum())
 
 
