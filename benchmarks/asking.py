@@ -66,26 +66,31 @@ def _files(file: str) -> dict[str, list[str]]:
     return {"train_files": [file], "eval_files": [file]}
 
 
-SETS: dict[str, Callable[[str], Benchmark]] = {
+OF_FILES: dict[str, Callable[[str], Benchmark]] = {
     "sentences": lambda file: _squad("sentences", file, "sentence"),
     "passages": lambda file: _squad("passages", file, "passage"),
     "tweets": lambda file: OfSource("tweets", TweetqaSource(kind="tweetqa", **_files(file))),
     "qasper": lambda file: OfSource("qasper", QasperSource(kind="qasper", **_files(file))),
     "hotpotqa": lambda file: get_benchmark("hotpotqa", HotpotqaSettings(kind="hotpotqa", version=1, file=file)),
     "locomo": lambda file: get_benchmark("locomo", LocomoSettings(kind="locomo", version=1, file=file)),
+}
+"""From a set's file to its benchmark: SQuAD's form by sentence and by passage, TweetQA, QASPER, HotpotQA, LoCoMo."""
+
+SETS: dict[str, Callable[[str], Benchmark]] = OF_FILES | {
     "chat": lambda _: get_benchmark("chat", ChatRecallSettings(kind="chat_recall", version=1)),
     "replies": lambda _: get_benchmark("replies", ChatRepliesSettings(kind="chat_replies", version=1)),
 }
-"""From a set's file to its benchmark: SQuAD's form by sentence and by passage, TweetQA, QASPER, HotpotQA, LoCoMo. Chats
-need no file, nor does what a memory costs their ordinary replies."""
+"""With those that need no file: chats, and what a memory costs their ordinary replies."""
 
 
-def find_set(entry: str) -> Benchmark:
-    """The benchmark of ``NAME=FILE``, or ``NAME``, in :data:`SETS`. Raises typer.BadParameter where there is none."""
+def find_set(entry: str, sets: Mapping[str, Callable[[str], Benchmark]] = SETS) -> Benchmark:
+    """The benchmark of ``NAME=FILE``, or ``NAME``. Raises typer.BadParameter where there is no such set, or no file."""
     name, _, file = entry.partition("=")
-    if name not in SETS:
-        raise typer.BadParameter(f"no set of the name {name}; there are {', '.join(SETS)}")
-    return SETS[name](file)
+    if name not in sets:
+        raise typer.BadParameter(f"no set of the name {name}; there are {', '.join(sets)}")
+    if name in OF_FILES and not Path(file).is_file():
+        raise typer.BadParameter(f"{name} is read from a file, {name}=FILE, and there is no file {file or 'named'}")
+    return sets[name](file)
 
 
 def some_questions(contexts: Sequence[Context], limit: int) -> list[Context]:

@@ -240,9 +240,10 @@ def _plot(looks: dict[str, list[Look]], cards: Cards, path: Path) -> None:
         axis.axhline(cards.count, color="grey", lw=0.8, ls="--")
         axis.set(title=way, ylabel="cards held", ylim=(0, cards.count * 1.15))
     axes[-1, 0].set_xlabel("seconds")
-    axes[0, 0].legend(frameon=False, loc="upper right")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -88,18 +88,29 @@ def report(rows: Iterable[dict[str, Any]], title: str, device: torch.device, out
     around, measured, errors = circumstances(device), [], Console(stderr=True, width=200, highlight=False)
     for row in rows:
         measured.append(row)
-        errors.print(", ".join(f"{key} {_show(value)}" for key, value in row.items()))
+        errors.print(", ".join(f"{key} {value}" for key, value in _in_words(row).items() if value))
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps({"title": title, "circumstances": around, "rows": measured}, indent=1) + "\n")
     table = Table(title=f"{title} ({', '.join(f'{k} {v}' for k, v in around.items())})")
-    columns = list(dict.fromkeys(key for row in measured for key in row))
+    told = [_in_words(row) for row in measured]
+    columns = list(dict.fromkeys(key for row in told for key in row))
     for column in columns:
         table.add_column(column, justify="left" if isinstance(measured[0].get(column), str) else "right")
-    for row in measured:
-        table.add_row(*(_show(row.get(column)) for column in columns))
+    for row in told:
+        table.add_row(*(row.get(column, "") for column in columns))
     Console(width=200).print(table)
     return measured
+
+
+def _in_words(row: dict[str, Any]) -> dict[str, str]:
+    """A row as it is told: an estimate's interval, which has columns of its own, stands behind it in brackets."""
+    told = {key: _show(value) for key, value in row.items()}
+    for key in row:
+        low, high = (told.pop(f"{key} {end}", "") for end in ("low", "high"))
+        if low and high:
+            told[key] += f" \\[{low}, {high}]"
+    return told
 
 
 def _show(value: Any) -> str:

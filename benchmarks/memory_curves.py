@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import typer
 
-from benchmarks.asking import SETS, How, OfSource, ask, find_set, in_columns, some_questions
+from benchmarks.asking import OF_FILES, How, OfSource, ask, find_set, in_columns, some_questions
 from benchmarks.measure import report, run_benchmark
 from deltamem import DeltaMemModel
 from deltamem.chat.messages import EncodedMessages, Message
@@ -33,14 +33,15 @@ from pipelines.evaluation.results import NLL, Scores
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.reporting import charts
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help="How much a memory holds, how long, and where.", add_completion=False)
 
 Backbone = Annotated[Path, typer.Argument(help="prepared backbone folder")]
 Adapter = Annotated[str, typer.Argument(help="δ-mem adapter on it: a folder or Hub id")]
-Set = Annotated[str, typer.Argument(help=f"NAME=FILE; names: {', '.join(name for name in SETS if name != 'chat')}")]
+Set = Annotated[str, typer.Argument(help=f"NAME=FILE; names: {', '.join(OF_FILES)}")]
 Out = Annotated[Path, typer.Option(help="folder for the picture, the numbers and every answer")]
-Questions = Annotated[int, typer.Option(help="asked, of different documents first")]
-Samples = Annotated[int, typer.Option(help="bootstrap samples")]
+Questions = Annotated[int, typer.Option(min=1, help="asked, of different documents first")]
+Batch = Annotated[int, typer.Option(min=1, help="questions asked at once")]
+Samples = Annotated[int, typer.Option(min=1, help="bootstrap samples")]
 OUT = Path("results/memory_curves")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -65,9 +66,9 @@ class Model(NamedTuple):
 def capacity(
     backbone: Backbone,
     adapter: Adapter,
-    facts: Annotated[list[int], typer.Option(help="facts in a text")] = [1, 2, 4, 8, 16, 32, 64],  # noqa: B006
+    facts: Annotated[list[int], typer.Option(min=1, help="facts in a text")] = [1, 2, 4, 8, 16, 32, 64],  # noqa: B006
     questions: Questions = 192,
-    batch_size: int = 64,
+    batch_size: Batch = 64,
     samples: Samples = 2000,
     device: str = DEVICE,
     out: Out = OUT / "capacity",
@@ -92,16 +93,16 @@ def retention(
     backbone: Backbone,
     adapter: Adapter,
     of: Set,
-    after: Annotated[list[int], typer.Option(help="texts written after the right one")] = [0, 1, 2, 4, 8, 16],  # noqa: B006
+    after: Annotated[list[int], typer.Option(min=0, help="texts written after the right one")] = [0, 1, 2, 4, 8, 16],  # noqa: B006
     questions: Questions = 400,
-    batch_size: int = 64,
+    batch_size: Batch = 64,
     samples: Samples = 2000,
     device: str = DEVICE,
     out: Out = OUT / "retention",
 ) -> None:
     """The right text, then others of the set, each a conversation of its own, then the question."""
+    benchmark = find_set(of, OF_FILES)
     how, model = How(questions, batch_size, out, Bootstrap(samples)), _load(backbone, adapter, device)
-    benchmark = find_set(of)
     every = list(benchmark.contexts())
     asked = some_questions(every, questions)
 
@@ -122,14 +123,14 @@ def layers(
     adapter: Adapter,
     of: Set,
     questions: Questions = 400,
-    batch_size: int = 64,
+    batch_size: Batch = 64,
     samples: Samples = 2000,
     device: str = DEVICE,
     out: Out = OUT / "layers",
 ) -> None:
     """Which layers carry a text: the state of one layer at a time is another text's, or all are each other's."""
+    benchmark = find_set(of, OF_FILES)
     how, model = How(questions, batch_size, out, Bootstrap(samples)), _load(backbone, adapter, device)
-    benchmark = find_set(of)
     benchmark.max_new_tokens = 1  # only likelihoods are compared
     contexts = some_questions(list(benchmark.contexts()), questions)
     names = list(model.reader.start(1).memory.states)
@@ -143,7 +144,8 @@ def layers(
     rows = [{"layer": name} | numbers["effects"][effect] for name, effect in whole.items()]
     rows += [{"layer": layer} | estimate.to_dict() for layer, estimate in found.items()]
     report(rows, f"Where {model.name} holds {benchmark.name}", torch.device(device), out / "rows.json")
-    charts.write_by_layer(found, "NLL, one layer swapped − state", out / "layers.svg")
+    charts.write_by_layer(found, "NLL (nats per token),\none layer swapped − state", out / "layers.svg")
+    print(f"Picture: {out / 'layers.svg'}")
 
 
 def with_others_after(every: Sequence[Context], asked: Sequence[Context], count: int) -> list[Context]:
@@ -206,6 +208,7 @@ def _draw(rows: Sequence[dict[str, Any]], x: str, x_unit: str, model: Model, uni
         with plt.rc_context(charts.STYLE):
             figure = charts.lines(table.rename(columns=columns), x, [model.name], unit, x_unit)
             charts.save(figure, out / f"{metric}.svg")
+        print(f"Picture: {out / f'{metric}.svg'}")
 
 
 if __name__ == "__main__":

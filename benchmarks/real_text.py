@@ -45,9 +45,9 @@ def main(
     lora: Annotated[
         Path | None, typer.Option(help="a LoRA trained without any text, as lora_without_context is")
     ] = None,
-    questions: Annotated[int, typer.Option(help="of each set, at most: of different documents first")] = 400,
-    batch_size: int = 64,
-    samples: Annotated[int, typer.Option(help="bootstrap samples")] = 2000,
+    questions: Annotated[int, typer.Option(min=1, help="of each set, at most: of different documents first")] = 400,
+    batch_size: Annotated[int, typer.Option(min=1, help="questions asked at once")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="bootstrap samples")] = 2000,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path, typer.Option(help="folder for the numbers and for every answer")] = Path("results/real_text"),
 ) -> None:

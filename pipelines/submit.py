@@ -39,9 +39,8 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 def submit(client: JobSubmissionClient, configfile: Path, options: list[str]) -> str:
     """Submits the run and returns the job's id; a run that is a job already gets no second one.
 
-    Raises StageError when the configuration is wrong, or when the cluster takes no jobs.
+    Raises StageError when the cluster takes no jobs.
     """
-    load_config(configfile)
     command = [sys.executable, "-m", "snakemake", "--workflow-profile", str(PROFILE), *options]
     command += ["--configfile", str(configfile.resolve())]
     entrypoint = f"cd {shlex.quote(str(PROJECT_ROOT))} && {shlex.join(command)}"
@@ -85,6 +84,8 @@ def follow(client: JobSubmissionClient, job_id: str) -> None:
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server. Raises StageError when it can't be reached or refuses."""
+    if not address.startswith(("http://", "https://")):  # which Ray takes for addresses of other kinds, and waits for
+        raise StageError(f"--address: a job server's begins with http://, as http://HEAD:8265 does, and not {address}")
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -107,11 +108,15 @@ def main(
     options: Annotated[list[str] | None, typer.Argument(help="Options of Snakemake, after --.")] = None,
 ) -> None:
     """Submit the workflow to a Ray cluster and follow its log; interrupting this leaves the job running."""
+    load_config(configfile)  # what is wrong with it is told here, and not by a job that fails
     client = connect(address)
     try:
         job_id = submit(client, configfile, options or [])
         console.print(f"following {job_id}; `ray job stop --address {address} {job_id}` ends it")
         follow(client, job_id)
+    except KeyboardInterrupt:
+        console.print(f"\n{job_id} goes on; the same command follows it again")
+        raise
     except RequestException as error:
         raise StageError(f"lost the Ray job server at {address}: {error}") from error
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import typer
 from safetensors.torch import load_file
 
@@ -20,7 +21,7 @@ from benchmarks import (
     training_step,
 )
 from benchmarks.asking import find_set, some_questions
-from benchmarks.measure import run_benchmark
+from benchmarks.measure import report, run_benchmark
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.backbone import prepare_backbone
 from pipelines.backbones.prepared import load_backbone
@@ -40,7 +41,15 @@ from tests.paths import PROJECT
     [
         (generation, ["--shape", "tinny"], "no shape of the name tinny; there are qwen3-4b"),
         (serving, ["--base", "no/such/folder"], "no/such/folder: there is no such folder"),
-        (real_text, ["no/such/folder", "a", "qasper=b"], "no/such/folder is not a complete backbone folder"),
+        (real_text, ["no/such/folder", "a", "chat"], "no/such/folder is not a complete backbone folder"),
+        (real_text, ["no/such/folder", "a", "chat", "qasper"], "qasper is read from a file, qasper=FILE"),
+        (memory_curves, ["layers", "no/such/folder", "a", "tweets=b.json"], "there is no file b.json"),
+        (
+            memory_curves,
+            ["layers", "no/such/folder", "a", "replies"],
+            "no set of the name replies",
+        ),
+        (memory_curves, ["capacity", "no/such/folder", "a", "--facts", "0"], "greater than or equal to 1"),
         (serving, ["--strategy", "xsw"], "xsw"),
     ],
 )
@@ -48,13 +57,22 @@ def test_a_slip_on_the_command_line_is_told_in_a_sentence(benchmark, words, told
     monkeypatch.setattr("sys.argv", ["benchmark", *words])
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
-        run_benchmark(lambda: typer.run(benchmark.main))
+        run_benchmark(getattr(benchmark, "app", None) or (lambda: typer.run(benchmark.main)))
     errors = capsys.readouterr().err
     assert ended.value.code and told in errors and "Traceback" not in errors
 
 
 def rows(path):
     return json.loads(path.read_text())["rows"]
+
+
+def test_an_interval_is_told_behind_its_estimate(tmp_path, capsys):
+    measured = {"set": "chat", "nll": 1.7123, "nll low": 1.55, "nll high": 1.9}
+    measured |= {"f1": None, "f1 low": None, "f1 high": None}  # which isn't defined there
+    report([measured], "Chats", torch.device("cpu"), tmp_path / "rows.json")
+    said = capsys.readouterr()
+    assert said.err == "set chat, nll 1.712 [1.55, 1.9]\n" and "1.712 [1.55, 1.9]" in said.out
+    assert "low" not in said.out and rows(tmp_path / "rows.json") == [measured]
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def load_backbone(
     quantised by transformers on its way to the device. Raises StageError when the folder is incomplete or damaged,
     when there is no such device, when the weights don't fit on it, or when they can't be quantised that way.
     """
-    folder, device = Path(folder), torch.device(device or "cpu")
+    folder, device = Path(folder), _device(device or "cpu")
     spec = backbone_record(folder)["source"]
     if dtype is None:
         dtype = computed_dtype(getattr(torch, spec["dtype"]), device)
@@ -125,12 +125,20 @@ def _damaged(folder: Path, error: Exception) -> str:
     return f"{folder} is not a complete backbone folder ({error}). {make_anew(folder)}"
 
 
-def _check_room(folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise StageError(f"There is no device {name}; it may be cpu, cuda or cuda:1.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise StageError(
             f"Device {device} was asked for, but torch sees no CUDA device. Set use_gpu: false in the "
-            "configuration, or run where there is a GPU."
+            "configuration (in a benchmark --device cpu), or run where there is a GPU."
         )
+    return device
+
+
+def _check_room(folder: Path, dtype: torch.dtype, device: torch.device) -> None:
     needed = _parameter_count(folder) * dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:

@@ -79,7 +79,7 @@ def _files(config: Config) -> Iterator[Finding]:
     for name, entry in config.benchmarks.items():
         keys = ("file", "folder", "entities", "data_file", "train_file", "test_file")
         wanted += [(f"benchmarks.{name}", path) for key in keys if (path := getattr(entry, key, None))]
-    for what, path in wanted:
+    for what, path in dict.fromkeys(wanted):  # several sources may read one file
         if Path(path).exists():
             yield Finding(what, "ok", path)
         else:

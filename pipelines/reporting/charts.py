@@ -20,6 +20,8 @@ plt.switch_backend("Agg")  # files only, no windows
 
 INK = "#1d2733"
 """Of text and lines; the page replaces it where its background is dark."""
+PAPER = "#ffffff"
+"""Behind a picture that is looked at by itself, on whatever background; the page has its own."""
 _OF_CONDITIONS = ("#8b95a5", "#3b7dd8", "#e08a2e", "#c9a227", "#9b6bb3", "#8fb3d9", "#1d4f8f", "#3f9e6e")
 COLOURS = dict(zip(CONDITIONS, _OF_CONDITIONS, strict=True))
 """Of the conditions."""
@@ -36,7 +38,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "grid.alpha": 0.15,
     "grid.color": INK,
-    "savefig.facecolor": "none",
+    "savefig.facecolor": PAPER,
     "svg.hashsalt": "report",  # the same results give the same bytes
     "text.color": INK,
     "xtick.color": INK,

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipelines.config import Config
 from pipelines.config.conditions import CONDITIONS
-from pipelines.reporting.charts import INK
+from pipelines.reporting.charts import INK, PAPER
 from pipelines.reporting.costs import cost_tables, training_table
 from pipelines.reporting.gather import Results
 from pipelines.reporting.published import SideBySide, published
@@ -104,8 +104,8 @@ def render(config: Config, results: Results, contents: Contents, plots: Mapping[
 
 
 def _inline(svg: str) -> str:
-    """An SVG as an address that holds it, whose ink follows the reader's colour scheme."""
+    """An SVG as an address that holds it, on the page's own background and with ink in the reader's colour scheme."""
     head, start, body = svg.partition("<defs>")
     style = f"<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:{DARK_INK}}}}}</style>"
-    adaptive = head + style + start + body.replace(INK, "currentColor")
+    adaptive = head + style + start + body.replace(INK, "currentColor").replace(f"fill: {PAPER}", "fill: none")
     return "data:image/svg+xml;base64," + base64.b64encode(adaptive.encode()).decode()

@@ -38,6 +38,16 @@ def check_reachable(address: str) -> None:
 
 
 def _no_cluster(address: str, error: Exception) -> StageError:
+    if "InvalidAuthToken" in str(error.__context__):  # Ray's own words are those for a head that is gone
+        return StageError(
+            f"train.ray_address: the Ray cluster at {address} asks for a token. Set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's."
+        )
+    if address == "auto":
+        return StageError(
+            "train.ray_address: auto is the Ray cluster that this machine is of, and no Ray runs here. Start one, or "
+            "join one, with `ray start`, or give the address of its head, as HEAD:6379."
+        )
     return StageError(f"train.ray_address: no Ray cluster at {address} ({error}); is its head running?")
 
 

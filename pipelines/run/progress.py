@@ -29,6 +29,7 @@ class Meter:
         self.total, self.console, self.every = total, console, every
         self.title, self.done = "", 0
         self._start = self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
 
     def __enter__(self) -> Meter:
@@ -51,7 +52,7 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:
-            self.console.print(self._line())
+            self._print()
 
     def step(self, title: str) -> None:
         """Say what is being done from now on."""
@@ -61,17 +62,23 @@ class Meter:
 
     def advance(self, units: int) -> None:
         self.done += units
+        if self.done and self._first is None:
+            self._first = time.monotonic(), self.done
         if self._bar is not None:
             self._bar.advance(self._task, units)
         elif time.monotonic() - self._last >= self.every:
             self._last = time.monotonic()
-            self.console.print(self._line())
+            self._print()
+
+    def _print(self) -> None:
+        self.console.print(self._line(), soft_wrap=True)  # a line of a log is one line
 
     def _line(self) -> str:
-        elapsed = time.monotonic() - self._start
-        line = f"{self.title}: {self.done} of {self.total}, {_clock(elapsed)} so far"
-        if 0 < self.done < self.total:
-            line += f", about {_clock(elapsed / self.done * (self.total - self.done))} to go"
+        now = time.monotonic()
+        line = f"{self.title}: {self.done} of {self.total}, {_clock(now - self._start)} so far"
+        began, before = self._first or (now, self.done)
+        if before < self.done < self.total:  # starting, and what an earlier run did, tells nothing of the pace
+            line += f", about {_clock((now - began) / (self.done - before) * (self.total - self.done))} to go"
         return line
 
 

@@ -1,5 +1,6 @@
 """The report of finished and unfinished runs: its page, plots and files."""
 
+import base64
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from pipelines.errors import StageError
 from pipelines.registry.registration import choose_champion, register_cell
 from pipelines.report import write_report
+from pipelines.reporting.charts import PAPER
 from pipelines.reporting.gather import gather
 from pipelines.reporting.plots import DECLARED, write_plots
 from pipelines.run.status import jobs, summary
@@ -64,6 +66,10 @@ def small(tmp_path) -> SyntheticRun:
 
 def test_the_page_stands_alone(run, page):
     assert page.sources and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    pictures = [base64.b64decode(source.partition(",")[2]).decode() for source in page.sources]
+    assert not any(PAPER in picture or "currentColor" not in picture for picture in pictures), (
+        "its own background, its ink"
+    )
     for link in page.links:
         assert link[1:] in page.ids if link.startswith("#") else (run.layout.report / link).exists()
     assert " nan " not in page.text and "None" not in page.text

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import StageError
+from pipelines.submit import main
 from tests.paths import PROJECT
 from tests.ray_head import ray_head
 
@@ -76,8 +78,14 @@ def test_the_workflow_runs_as_a_job(head, tmp_path):
     assert script.stdout.splitlines()[-1] == "one job"
 
 
-def test_an_unreachable_cluster_is_named(tmp_path):
-    result = submit("http://127.0.0.1:9", tmp_path)
-    assert result.returncode == 1
-    assert "no Ray job server at http://127.0.0.1:9" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    ("address", "configfile", "told"),
+    [
+        ("http://127.0.0.1:9", "configs/quickstart.yaml", "no Ray job server at http://127.0.0.1:9"),
+        ("127.0.0.1:6379", "configs/quickstart.yaml", "a job server's begins with http://"),
+        ("http://127.0.0.1:9", "configs/quickstar.yaml", "configs/quickstar.yaml: can't read this file"),
+    ],
+)
+def test_what_cannot_be_submitted_is_said_at_once(address, configfile, told):
+    with pytest.raises(StageError, match=told):
+        main(PROJECT / configfile, address)

@@ -20,7 +20,8 @@ PYTHON = sys.executable
 try:
     # Snakemake's own merge takes the last of equal keys, lets a mapping replace a list of names, and has texts for numbers
     layers = read_layers(workflow.configfiles, workflow.config_settings.config)
-    CONFIG = resolve_config(layers, " + ".join(map(str, workflow.configfiles)) or "--config")
+    given = [*map(str, workflow.configfiles), *(["--config"] if workflow.config_settings.config else [])]
+    CONFIG = resolve_config(layers, " + ".join(given))
 except StageError as error:
     raise WorkflowError(f"The configuration can't be used.\n{error}")
 

@@ -192,6 +192,11 @@ def test_a_gpu_asked_for_where_there_is_none(tiny):
         load_backbone(tiny, device="cuda")
 
 
+def test_a_device_of_no_kind_is_named(tiny):
+    with pytest.raises(StageError, match="no device gpu; it may be cpu, cuda"):
+        load_backbone(tiny, device="gpu")
+
+
 def test_a_backbone_larger_than_the_memory(tiny_copy):
     numbers = psutil.virtual_memory().total  # at four bytes each
     tensor = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}

@@ -94,6 +94,12 @@ def test_all_that_the_papers_configurations_read_is_looked_up(at_hub):
         ]  # fmt: skip
 
 
+def test_a_file_that_several_sources_read_is_named_once(at_hub):
+    findings, _ = look_at_inputs(load_config(PROJECT / "configs/remember.yaml"))
+    files = [finding.told for finding in findings if finding.what == "data"]
+    assert len(files) == len(set(files)) == 6
+
+
 def test_only_what_will_be_fetched_counts(at_hub):
     finding, size = look_up(Repository("model", MODEL, "model", COMMIT, ("*.safetensors", "*.json")))
     assert (finding.state, size) == ("ok", 5002)

@@ -1,6 +1,7 @@
 """Commands on a Ray cluster of this machine, with two GPUs that it only counts."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -101,6 +102,15 @@ def test_what_no_node_has_is_said(head, tmp_path):
     job = Job(head, tmp_path, "job", 4)
     assert "4 GPUs were asked for and no node of the Ray cluster has so many" in job.process.communicate()[0]
     assert job.process.returncode == 1
+
+
+@pytest.mark.slow
+def test_a_cluster_with_another_token_is_not_taken_for_one_that_is_gone():
+    token, tries = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}, {"RAY_NUM_REDIS_GET_RETRIES": "1"}
+    with ray_head("--num-cpus=1", **token) as head:
+        command = [sys.executable, "-m", "pipelines.run.on_cluster", head.address, "0", "true"]
+        refused = subprocess.run(command, env={**os.environ, **tries}, capture_output=True, text=True)
+    assert refused.returncode == 1 and f"the Ray cluster at {head.address} asks for a token" in refused.stderr
 
 
 def test_a_cluster_that_does_not_answer_is_named():
