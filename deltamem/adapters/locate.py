@@ -66,6 +66,8 @@ def _from_registry(uri: str, registry: str | None) -> Path:
             f"{uri}: there is no MLflow store at {store}; name the one that has the model with MLFLOW_TRACKING_URI, "
             "e.g. sqlite:///results/mlflow.db"
         )
+    if store.startswith(("http://", "https://")):
+        _check_answers(uri, store)
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (mlflow.exceptions.MlflowException, OSError) as error:
@@ -73,6 +75,21 @@ def _from_registry(uri: str, registry: str | None) -> Path:
             raise AdapterFormatError(told) from error
         raise AdapterFormatError(
             f"{uri} was not found in the MLflow registry at {store} (MLFLOW_TRACKING_URI names another): {error}"
+        ) from error
+
+
+def _check_answers(uri: str, store: str) -> None:
+    """Raises AdapterFormatError where no server answers, for which mlflow would try for minutes without a word."""
+    import requests
+
+    try:
+        requests.head(store, timeout=10)
+    except requests.exceptions.SSLError:
+        pass  # it answers; which certificates are taken is for mlflow to say
+    except requests.exceptions.RequestException as error:
+        raise AdapterFormatError(
+            f"{uri}: no MLflow server answers at {store}; start it, or name the store that has the model with "
+            f"MLFLOW_TRACKING_URI ({type(error).__name__})"
         ) from error
 
 

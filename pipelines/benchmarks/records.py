@@ -10,10 +10,7 @@ from pipelines.data.documents import BadRecord
 from pipelines.data.files import kind_of, read_json
 from pipelines.errors import StageError
 
-DOWNLOAD = (
-    "Download the benchmark's data from its public home and put its path into the benchmark's entry of the "
-    "configuration."
-)
+DOWNLOAD = "Fetch the data (the entry's file in configs says where it is from) and put its path into the entry."
 AS_PUBLISHED = "Use the file as its authors publish it."
 
 _Made = TypeVar("_Made")

@@ -75,6 +75,11 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "database is locked" in text:
         return "the database is locked by another program. End that program, or set register.tracking_uri."
+    if "error code 401" in text:
+        return (
+            "the server doesn't let you in: you are not authenticated. Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to a user's that it knows."
+        )
     if len(text) > 300:
         text = text[:300] + "…"
     return f"{text} Check register.tracking_uri and that the store is up and writable."

@@ -256,6 +256,12 @@ def test_an_unreachable_store_is_named(finished_run, monkeypatch):
         register_cell(run.config, *CELL)
 
 
+def test_an_adapter_is_not_waited_for_where_no_registry_answers(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "9")  # by which mlflow would try for a quarter of an hour
+    with pytest.raises(AdapterFormatError, match="no MLflow server answers at http://127.0.0.1:9; start it"):
+        locate("models:/deltamem-tiny-random@champion", "http://127.0.0.1:9")
+
+
 def test_a_missing_evaluation_is_named(finished_run):
     run = finished_run()
     run.layout.evaluation(*CELL, "qasper").unlink()

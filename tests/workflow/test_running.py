@@ -12,6 +12,11 @@ def test_a_mistake_in_the_configuration_stops_everything(workflow):
     assert not (workflow.folder / "results").exists()
 
 
+def test_a_mistake_on_the_command_line_is_not_laid_to_the_file(workflow):
+    result = workflow.run("--config", "train={lerning_rate: 1}")
+    assert "config.yaml + --config: train.lerning_rate: unknown key" in result.stdout + result.stderr
+
+
 TINY = {
     "source": "random",
     "architecture": {

@@ -126,7 +126,7 @@ def test_a_file_that_is_not_locomo_is_named(tmp_path, text, said):
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(StageError, match="can't be read.*Download"):
+    with pytest.raises(StageError, match="can't be read.*Fetch the data"):
         list(benchmark(tmp_path / "none.json").contexts())
 
 

@@ -150,7 +150,7 @@ def test_a_file_in_which_nothing_can_be_used_is_refused_with_its_first_record(tm
         ids(locomo(tmp_path, question(None)))
     with pytest.raises(StageError, match="questions.*answers|zip"):
         ids(memory_agent_bench(tmp_path, ["Who?", "Where?"], [["a"]]))
-    with pytest.raises(StageError, match="there is no record in it. Download"):
+    with pytest.raises(StageError, match="there is no record in it. Fetch the data"):
         ids(hotpotqa(tmp_path, "[]"))
     with pytest.raises(StageError, match="holds an object, not an array of HotpotQA's questions"):
         ids(hotpotqa(tmp_path, "{}"))

@@ -65,7 +65,7 @@ def test_eight_runs_register_at_once_and_another_process_finds_their_adapters(se
 @pytest.mark.slow
 def test_a_server_that_refuses_the_password_is_named(server, finished_run):
     run = finished_run(strategies=["tsw"], register={"tracking_uri": server})
-    with pytest.raises(StageError, match=f"{server} can't be used: .*authenticated"):
+    with pytest.raises(StageError, match=f"{server} can't be used: .*authenticated. Set MLFLOW_TRACKING_USERNAME"):
         register_cell(run.config, *CELL)
 
 
