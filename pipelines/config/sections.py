@@ -66,8 +66,8 @@ class Train(Section):
     compile_backbone: bool | Literal["layers"] = Field(
         False,
         description="compile the backbone's norms and MLPs: less time and memory a step, a slow first one; `layers`: "
-        "whole layers with their memory (tsw and msw, without activation checkpointing): a small backbone's steps take a "
-        "quarter less time again, after a first one of about a minute",
+        "whole layers with their memory (tsw and msw, without activation checkpointing): a small backbone's steps "
+        "take a quarter less time again, after a first one of about a minute",
     )
     cuda_graphs: bool = Field(
         False,
