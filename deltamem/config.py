@@ -22,7 +22,7 @@ def _described(default: Any, text: str) -> Any:
 
 @dataclass
 class DeltaMemConfig:
-    """What a δ-mem adapter is (arXiv 2605.12357). The defaults are the paper's.
+    """What a δ-mem adapter is (arXiv 2605.12357, Method). The defaults are the paper's.
 
     Raises:
         ConfigError: a value outside its domain, named with what is allowed.
@@ -101,11 +101,16 @@ class DeltaMemConfig:
         return self.alpha / self.rank
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON takes them: lists for tuples."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeltaMemConfig:
-        """The inverse of :meth:`to_dict`; an unknown key is an error that names the closest known one."""
+        """The inverse of :meth:`to_dict`; fields that are left out have their defaults.
+
+        Raises:
+            ConfigError: an unknown key, with the closest known one, or a value outside its domain.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         for key in values:
             if key not in known:

@@ -2,7 +2,7 @@
 
 
 class DeltaMemError(ValueError):
-    """Base of every error that says what was wrong, where, and what to do."""
+    """Base of every error of the library that a user can mend; says what was wrong, where, and what to do."""
 
 
 class ConfigError(DeltaMemError):

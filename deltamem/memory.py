@@ -19,13 +19,17 @@ FORMAT = "deltamem-memory-1"
 
 @dataclass(frozen=True)
 class DeltaMemory:
-    """What a batch of sequences has written so far.
+    """What a batch of sequences has written so far: the states S of the paper's Method.
 
-    Values are never changed in place: a forward pass takes one memory and returns another.
+    Values are never changed in place: a forward pass takes one memory and returns another. A read is S q (step 3), so
+    row i of a state belongs to read channel i and is gated by β_i as it is written (step 5); columns are key channels.
 
     Attributes:
-        states: {layer index: float32 [B, N, r, r]}; row i of a state is gated by β_i, columns are key channels.
+        states: {layer index: float32 [B, N, r, r]}, B sequences, N states of rank r; zero where nothing was written.
         metadata: strings saved beside the states (which adapter wrote them, say).
+
+    Raises:
+        MemoryMismatchError: there is no state, or not all have one shape.
     """
 
     states: Mapping[int, Tensor]
@@ -38,10 +42,12 @@ class DeltaMemory:
 
     @property
     def batch_size(self) -> int:
+        """How many sequences B it is of."""
         return next(iter(self.states.values())).shape[0]
 
     @property
     def device(self) -> torch.device:
+        """Where the states are; all are on one device."""
         return next(iter(self.states.values())).device
 
     def _map(self, function) -> DeltaMemory:
@@ -52,15 +58,23 @@ class DeltaMemory:
         return self._map(lambda state: state.to(device))
 
     def select(self, rows: Tensor | Iterable[int]) -> DeltaMemory:
-        """Rows of the batch, in the order given; a row may be taken several times (one context, many questions)."""
+        """Rows of the batch, in the order given; a row may be taken several times (one context, many questions).
+
+        Args:
+            rows: [R] int, each from 0 to B - 1.
+
+        Raises:
+            IndexError: a row that the batch doesn't have.
+        """
         index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), device=self.device)
         return self._map(lambda state: state.index_select(0, index))
 
     def detach(self) -> DeltaMemory:
+        """The same states without the passes that gradients would go back to."""
         return self._map(Tensor.detach)
 
     def norms(self) -> dict[int, Tensor]:
-        """Frobenius norm of every state: {layer index: [B, N]}."""
+        """Frobenius norm of every state: {layer index: float32 [B, N]}."""
         return {i: state.flatten(2).norm(dim=-1) for i, state in self.states.items()}
 
     @staticmethod
@@ -97,6 +111,7 @@ class DeltaMemory:
 
         Raises:
             MemoryMismatchError: the file is not a saved memory.
+            OSError: there is no such file, or it can't be read.
         """
         try:
             with safe_open(str(path), framework="pt", device=str(device)) as file:

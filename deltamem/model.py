@@ -49,7 +49,13 @@ from deltamem.segments import rank_segments
 
 @dataclass
 class DeltaMemOutput(CausalLMOutputWithPast):
-    """transformers' own output, and the memory after the pass."""
+    """transformers' own output, and the memory after the pass.
+
+    Attributes:
+        loss: mean cross-entropy of the labels in nats per token, a scalar; None without labels.
+        logits: [B, T, vocabulary] in the backbone's dtype; fewer tokens with ``logits_to_keep``.
+        memory: of the same batch; with ``write=False`` as it came.
+    """
 
     memory: DeltaMemory | None = None
 
@@ -59,10 +65,15 @@ class DeltaMemModel(nn.Module):
 
     Made by :func:`get_delta_mem_model` or :meth:`from_pretrained`. Nothing about a sequence is kept on the module:
     a memory goes in, a new one comes out. Several adapters may sit on one backbone, each in a model of its own: a call
-    of one doesn't touch the others.
+    of one doesn't touch the others. What happens to a token is the paper's Method, steps 1 to 5
+    (:mod:`deltamem.layer`).
 
     Attributes:
         strength: how strongly what is read steers: 1 as trained, 0 exactly the frozen model. A call may say otherwise.
+
+    Raises:
+        UnsupportedModelError: the backbone's attention layers can't be found.
+        ConfigError: the configuration names a layer that the backbone doesn't have.
     """
 
     def __init__(self, base_model: PreTrainedModel, config: DeltaMemConfig):
@@ -110,7 +121,8 @@ class DeltaMemModel(nn.Module):
 
         Args:
             input_ids: [B, T] int.
-            attention_mask: [B, T], or [B, past + T] with a KV cache; 0 marks padding. None: every token counts.
+            attention_mask: [B, T] int or bool, or [B, past + T] with a KV cache; 0 marks padding. None: every token
+                counts.
             memory: None means a new, empty one. It is not changed.
             write: False reads only, and returns the memory as it came.
             segment_ids: [B, T] int for ssw; equal numbers make one segment, -1 is not written. On the CPU their number
@@ -153,7 +165,7 @@ class DeltaMemModel(nn.Module):
     ) -> DeltaMemory:
         """Write tokens into a memory; computes no logits and nothing after the last layer's memory.
 
-        Arguments and errors as in :meth:`forward`.
+        The tokens steer each other by what they read, as in a whole pass. Arguments and errors as in :meth:`forward`.
         """
         call = self.delta_call(input_ids, attention_mask, memory, True, segment_ids, strength)
         if call is None:
@@ -209,7 +221,10 @@ class DeltaMemModel(nn.Module):
         that makes each generated token a segment of its own. The last token generated is not fed, so not written; nor
         is one that ended its row, whatever ended it (an end token, a stop string, a stopping criterion), nor what
         transformers feeds that row after it while others go on.
-        With ``return_dict_in_generate=True`` the result has ``.memory``, one row per sequence returned.
+
+        Returns:
+            What transformers returns: [B · num_return_sequences, T + new tokens] int, or, with
+            ``return_dict_in_generate=True``, its output, which has ``.memory`` too, one row per sequence returned.
 
         Args:
             input_ids: [B, T] int, the whole prompt. With a filled cache those of its tokens too, or, if
@@ -253,7 +268,7 @@ class DeltaMemModel(nn.Module):
         return run_generate(self.base_model, traveller, input_ids, mask, kwargs, partial(self, strength=strength))
 
     def new_memory(self, batch_size: int) -> DeltaMemory:
-        """An empty memory: zero states [batch_size, N, r, r], float32, on the backbone's device.
+        """An empty memory, S_0 = 0: states [batch_size, N, r, r], float32, on the backbone's device.
 
         Raises:
             DeltaMemError: the batch has no rows.
@@ -278,8 +293,11 @@ class DeltaMemModel(nn.Module):
             is_trainable: keep the adapter in float32 and trainable; otherwise it takes the backbone's dtype.
 
         Raises:
-            AdapterFormatError: the folder is malformed or doesn't fit the backbone; the message names the tensor.
-            UnsupportedModelError: it is to be trained, and the backbone's quantised layers pass no gradients.
+            AdapterFormatError: there is no such adapter, or the folder is malformed or doesn't fit the backbone; the
+                message names the tensor.
+            ConfigError: the adapter has a layer that the backbone doesn't have.
+            UnsupportedModelError: the backbone's attention layers can't be found, or it is to be trained, and the
+                backbone's quantised layers pass no gradients.
         """
         config, tensors = load_adapter(locate(path))
         if is_trainable:
@@ -298,7 +316,11 @@ class DeltaMemModel(nn.Module):
         return model
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write adapter_config.json, adapter_model.safetensors and a model card; never the backbone."""
+        """Write adapter_config.json, adapter_model.safetensors and a model card; never the backbone.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
         tensors = collect_tensors(self.memory_layers.state_dict(), self.config)
         save_adapter(Path(path), self.config, tensors)
 
@@ -321,6 +343,7 @@ class DeltaMemModel(nn.Module):
         return self.base_model.generation_config
 
     def print_trainable_parameters(self) -> None:
+        """How many parameters are trained, and how many there are with the backbone's."""
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
@@ -344,6 +367,11 @@ class DeltaMemModel(nn.Module):
         return self.base_model
 
     def merge_and_unload(self) -> None:
+        """There for who knows PEFT's, and can't be done.
+
+        Raises:
+            DeltaMemError: always; it says why.
+        """
         raise DeltaMemError(
             "a δ-mem adapter can't be merged: what it adds to a projection depends on the memory, which changes with "
             "every token, so there is no fixed weight to add; keep the adapter beside the backbone"
@@ -363,10 +391,12 @@ class DeltaMemModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The backbone's."""
         return self.base_model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The backbone's, and of an adapter that isn't trained; states are float32 whatever it is."""
         return self.base_model.dtype
 
     # --- checks -----------------------------------------------------------------------------------------------
@@ -449,9 +479,15 @@ class DeltaMemModel(nn.Module):
 def get_delta_mem_model(base_model: PreTrainedModel, config: DeltaMemConfig | None = None) -> DeltaMemModel:
     """Put a new, trainable adapter on a backbone, which is frozen.
 
+    Its parameters are float32, initialised as the paper does.
+
+    Args:
+        config: None: the paper's token-state write.
+
     Raises:
         UnsupportedModelError: the backbone's attention layers can't be found, or are quantised in a way that passes no
             gradients.
+        ConfigError: the configuration names a layer that the backbone doesn't have.
     """
     config = config or DeltaMemConfig()
     if config.base_model_name_or_path is None:

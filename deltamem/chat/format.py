@@ -42,7 +42,7 @@ def encode_messages(
     add_generation_prompt: bool = False,
     segment: SegmentRule | None = "message",
 ) -> EncodedMessages:
-    """Render messages through the chat template and number their segments.
+    """Render messages through the chat template and number their segments (paper, Method, sequence-state write).
 
     A segment is the content of one message that isn't the system's (or one sentence of it). The system message,
     the template's own tokens around a message and the generation prompt belong to none (-1). By the public release's
@@ -50,6 +50,8 @@ def encode_messages(
     a content are text like any other (:mod:`deltamem.chat.literal_text`).
 
     Args:
+        messages: [{"role": "system", "user" or "assistant", "content": text}, …].
+        add_generation_prompt: end with what the template puts before a reply.
         segment: None where nobody needs segments, as tsw and msw don't: they are the messages where the template lets
             them be found, else there are none.
 

@@ -9,7 +9,12 @@ Message = dict[str, str]
 
 
 class EncodedMessages(NamedTuple):
-    """Token ids, and for each token the segment it belongs to (-1: none)."""
+    """Messages as a model takes them: lists of one length T, for one sequence.
+
+    Attributes:
+        input_ids: token ids.
+        segment_ids: of each token the segment it belongs to, from 0; -1: none, so that ssw doesn't write it.
+    """
 
     input_ids: list[int]
     segment_ids: list[int]

@@ -50,9 +50,19 @@ class ChatSession:
     sessions on one model are independent.
 
     Args:
+        model: with the memory; it stays as it is.
+        tokenizer: the backbone's.
         system: system message to begin with.
         window: most tokens of prompt and reply (the backbone's limit by default).
         write: whether turns are written; may be changed between turns.
+
+    Attributes:
+        last_reply: the last turn's :class:`deltamem.chat.reply.Reply`; None before the first, and after what isn't a
+            turn (reset, undo, a cleared prompt).
+
+    Raises:
+        DeltaMemError: the tokenizer has no chat template.
+        WindowError: the backbone doesn't allow such a window.
     """
 
     def __init__(
@@ -76,7 +86,7 @@ class ChatSession:
 
     @property
     def memory(self) -> DeltaMemory:
-        """What the chat has written so far (one row)."""
+        """What the chat has written so far: states float32 [1, N, r, r]."""
         return self.state.memory
 
     @property
@@ -89,10 +99,13 @@ class ChatSession:
 
         Args:
             message: the user's words, or several messages ({"role", "content"}), the last one to be answered.
-            **options: see :class:`deltamem.chat.turn.TurnOptions`.
+            **options: see :class:`deltamem.chat.reply.TurnOptions`; where nothing is said, the likeliest tokens, 512 at
+                most.
 
         Raises:
             WindowError: the message alone doesn't fit the window.
+            DeltaMemError: an option outside its domain, or no message.
+            TypeError: an option of another name.
         """
         turn = Turn(self.runtime, self.state, self._new(message), self._options(options))
         yield from reply_pieces(turn)
@@ -104,14 +117,17 @@ class ChatSession:
         self.state, self.last_reply = after, turn.summary()
 
     def send(self, message: str | Sequence[Message], **options: Any) -> Reply:
-        """Like :meth:`stream`, but returns the whole reply."""
+        """The whole reply at once, with its counts of tokens. Arguments and errors as in :meth:`stream`."""
         for _ in self.stream(message, **options):
             pass
         assert self.last_reply is not None
         return self.last_reply
 
     def compare(self, message: str | Sequence[Message], **options: Any) -> tuple[Reply, Reply]:
-        """Answers with the memory, and of the frozen backbone given the visible messages; changes nothing."""
+        """Answers with the memory, and of the frozen backbone given the visible messages; changes nothing.
+
+        Arguments and errors as in :meth:`stream`.
+        """
         how, new = replace(self._options(options), write=False), self._new(message)
         turns = (Turn(self.runtime, self.state, new, how), frozen_turn(Turn, self.runtime, self.state, new, how))
         for turn in turns:

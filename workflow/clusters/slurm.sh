@@ -8,6 +8,8 @@
 #SBATCH --exclusive
 set -euo pipefail
 export PATH="$PWD/.venv/bin:$PATH"
+: "${SLURM_JOB_NODELIST:?this is started by sbatch, see its second line}"
+command -v snakemake ray > /dev/null || { echo "no snakemake and ray in $PWD/.venv/bin: make setup there, or call sbatch in the project's folder" >&2; exit 1; }
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="${RAY_AUTH_TOKEN:-$(head --bytes=24 /dev/urandom | od --address-radix=n --format=x1 | tr --delete ' \n')}"
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600  # seconds; Ray's 30 are too few for nodes that load it from shared storage
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
