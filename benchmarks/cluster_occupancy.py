@@ -131,7 +131,7 @@ def _run(way: str, config: Config, cards: Cards, looks: dict[str, list[Look]]) -
     command += ["--resources", f"gpus={cards.count if cards.gpu else 0}", "--configfile", str(file)]
     command += ["--directory", str(layout.results), *map(str, evaluations(config))]
     log = layout.results / f"{config.name}.log"
-    print(f"{way}: {len(parts.cells(config))} trainings, {len(evaluations(config))} evaluations; follow them in {log}")
+    print(f"{way}; follow it in {log}", flush=True)
     began = time.monotonic()
     with log.open("w") as said, Watch(cards) as watch:
         looks[way] = watch.looks
