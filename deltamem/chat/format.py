@@ -105,14 +105,29 @@ def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
     Raises:
         DeltaMemError: the reply is empty, or the chat template puts nothing after it, or changes it.
     """
+    return encode_reply_and_part(tokenizer, messages, reply, "")[0]
+
+
+def encode_reply_and_part(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str, part: str
+) -> tuple[list[int], list[bool]]:
+    """The same, and which of its tokens hold something of a part of the reply.
+
+    Args:
+        part: some whole words, looked for wherever they stand and whatever their capitals; empty: none.
+    """
     chat = [*messages, {"role": "assistant", "content": reply}]
     text = _render(tokenizer, chat, False)
     span = _content_spans(tokenizer, text, chat, False, only=len(chat) - 1)[-1:]
-    encoded = _numbered(*text.encode(tokenizer), [(start, end) for _, start, end in span])
-    end = max((i for i, segment in enumerate(encoded.segment_ids) if segment == 0), default=-1) + 1
-    if not reply.strip() or end == len(encoded.input_ids):
+    ids, offsets = text.encode(tokenizer)
+    inside = _numbered(ids, offsets, [(start, end) for _, start, end in span]).segment_ids
+    end = max((i for i, segment in enumerate(inside) if segment == 0), default=-1) + 1
+    if not reply.strip() or end == len(ids):
         raise DeltaMemError("the reply is empty, or the chat template puts no end-of-turn token after it")
-    return encoded.input_ids[encoded.segment_ids.index(0) : end + 1]
+    its = slice(inside.index(0), end + 1)
+    words = re.compile(rf"(?<!\w){re.escape(part)}(?!\w)", re.IGNORECASE)
+    found = [match.span() for _, start, stop in span for match in words.finditer(text.text, start, stop) if part]
+    return ids[its], [number >= 0 for number in _numbered(ids[its], offsets[its], found).segment_ids]
 
 
 def _after_stand_ins(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[LiteralText, int]:

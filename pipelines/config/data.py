@@ -185,6 +185,13 @@ class ConversationsSource(_Source):
         default_factory=list,
         description="JSON files in SQuAD's form whose answers new values are drawn from, besides made-up words",
     )
+    value_weight: Number = Field(
+        1.0,
+        gt=0,
+        description='in the loss of an answer that says what was told ("Your dog is called Rex.") the value\'s tokens '
+        "count so many times as the others': what frames it is learnt soon, or drawn among several. 3, measured "
+        "together with other changes, is in run 12 of docs/remember.md; held-out answers are weighed evenly",
+    )
     seed: int = Field(0, description="of what is drawn")
 
 

@@ -28,12 +28,14 @@ class Exercise:
         prompt: what is visible: chat messages, a system's first if there is one, then at least one other.
         references: accepted replies, never empty; the first is learnt.
         kind: of the reply, such as "extractive"; the source's own word.
+        value: the words of the reply that tell what was asked for, if the source knows them.
     """
 
     question_id: str
     prompt: list[Message]
     references: list[str]
     kind: str
+    value: str = ""
 
 
 @dataclass(frozen=True)

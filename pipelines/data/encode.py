@@ -24,7 +24,7 @@ from pipelines.backbones.prepared import load_tokenizer
 from pipelines.config import Data
 from pipelines.data.documents import Corpus, Document, Split
 from pipelines.data.episodes import EpisodeEncoder, Episodes
-from pipelines.data.shards import PAPER_SCHEMA, SCHEMA, write_shards
+from pipelines.data.shards import MIXTURE_SCHEMA, PAPER_SCHEMA, SCHEMA, write_shards
 from pipelines.data.spool import Spool
 from pipelines.errors import StageError
 
@@ -43,16 +43,18 @@ def write_split(
     The rows of one source follow on those of another. Raises StageError if one has not one episode left.
     """
     limit = question_limit(data, split)
+    weights = {name: value_weight(data, name, split) for name in corpora}
     tallies = {name: Tally() for name in corpora}
 
     def rows() -> Iterator[dict[str, Any]]:
         for name, corpus in corpora.items():
-            with closing(encode_documents(corpus.documents, data, tokenizer_folder)) as encoded:
+            with closing(encode_documents(corpus.documents, data, tokenizer_folder, weights[name])) as encoded:
                 counted = tallies[name].count(progress(encoded, len(corpus.documents)), limit)
                 yield from counted if data.source else _of_source(name, counted)
             _check(tallies[name], corpus, split if data.source else f"{split}: data.sources.{name}")
 
-    shards = write_shards(rows(), folder, data.shard_megabytes * 10**6, PAPER_SCHEMA if data.source else SCHEMA)
+    weighed = SCHEMA if any(weight != 1 for weight in weights.values()) else MIXTURE_SCHEMA
+    shards = write_shards(rows(), folder, data.shard_megabytes * 10**6, PAPER_SCHEMA if data.source else weighed)
     told = {name: _told(corpora[name], tallies[name]) for name in corpora}
     if data.source:
         return {"split": split, **next(iter(told.values())), "shards": shards}
@@ -131,9 +133,11 @@ class Tally:
                     return
 
 
-def encode_documents(documents: Spool[Document], data: Data, tokenizer_folder: Path) -> Generator[Episodes]:
+def encode_documents(
+    documents: Spool[Document], data: Data, tokenizer_folder: Path, value_weight: float = 1.0
+) -> Generator[Episodes]:
     """The documents' episodes, in their order whatever the number of processes."""
-    settings = (tokenizer_folder, data.max_written_tokens, data.max_read_tokens, data.overlong)
+    settings = (tokenizer_folder, data.max_written_tokens, data.max_read_tokens, data.overlong, value_weight)
     processes = min(data.processes, math.ceil(len(documents) / DOCUMENTS_PER_PROCESS))
     if processes <= 1:
         yield from map(make_encoder(*settings).encode, documents)
@@ -157,9 +161,9 @@ def encode_documents(documents: Spool[Document], data: Data, tokenizer_folder: P
         pool.shutdown(cancel_futures=True)
 
 
-def make_encoder(tokenizer_folder: Path, *limits: Any) -> EpisodeEncoder:
+def make_encoder(tokenizer_folder: Path, *settings: Any) -> EpisodeEncoder:
     """An encoder with the tokenizer of a backbone folder."""
-    return EpisodeEncoder(load_tokenizer(tokenizer_folder), *limits)
+    return EpisodeEncoder(load_tokenizer(tokenizer_folder), *settings)
 
 
 _encoder: EpisodeEncoder
@@ -183,6 +187,11 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def question_limit(data: Data, split: Split) -> int | None:
     """How many questions of a split are taken at most, from each source; None: all."""
     return data.max_train_questions if split == "train" else data.max_eval_questions
+
+
+def value_weight(data: Data, source: str, split: Split) -> float:
+    """What a token of an answer's value counts in a source; held-out answers are weighed evenly, whatever is learnt."""
+    return getattr(data.named_sources[source], "value_weight", 1.0) if split == "train" else 1.0
 
 
 def estimated_bytes(documents: Spool[Document], data: Data, split: Split) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from deltamem.chat.format import encode_messages, encode_reply
+from deltamem.chat.format import encode_messages, encode_reply_and_part
 from deltamem.chat.messages import EncodedMessages, Message
 from deltamem.errors import DeltaMemError
 from pipelines.data.documents import Document, Exercise
@@ -48,12 +48,15 @@ class EpisodeEncoder:
     max_written_tokens bounds the document's tokens, max_read_tokens those of prompt and reply together. A longer
     document is dropped or, with overlong="truncate", loses messages at the end that it names and, if a single one is
     left that is still too long, words of that.
+
+    value_weight is of the tokens of an answer's value, where the source knows one; the answer's others have 1.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_written_tokens: int
     max_read_tokens: int
     overlong: Literal["drop", "truncate"]
+    value_weight: float = 1.0
 
     def encode(self, document: Document) -> Episodes:
         """All episodes of a document. Raises StageError if the chat template marks no end of an answer."""
@@ -93,7 +96,7 @@ class EpisodeEncoder:
         answer = exercise.references[0]
         prompt = encode_messages(self.tokenizer, exercise.prompt, add_generation_prompt=True, segment=None)
         try:
-            reply = encode_reply(self.tokenizer, exercise.prompt, answer)
+            reply, valued = encode_reply_and_part(self.tokenizer, exercise.prompt, answer, exercise.value)
         except DeltaMemError as error:
             raise StageError(
                 f"question {exercise.question_id}: its answer has no end to learn ({error}); give the backbone's "
@@ -108,7 +111,14 @@ class EpisodeEncoder:
             "answer_ids": np.array(reply, dtype=np.int32),
             "answer_type": exercise.kind,
             "references": exercise.references,
+            "answer_weights": self._weights(valued),
         }
+
+    def _weights(self, valued: list[bool]) -> list[float] | None:
+        """Of an answer's tokens, those of its value given; None: all alike."""
+        if self.value_weight == 1 or not any(valued):
+            return None
+        return [self.value_weight if of_value else 1.0 for of_value in valued]
 
     def _shorten(self, document: Document) -> list[Message]:
         """As much of a document as fits, its system message included; empty if not even one word does."""

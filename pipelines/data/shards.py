@@ -39,12 +39,16 @@ PAPER_SCHEMA = pa.schema(
 )
 """Of shards from a single source of papers, whose prompts are their questions."""
 
-SCHEMA = PAPER_SCHEMA.append(pa.field("source", pa.string())).append(pa.field("prompt", _MESSAGES))
+MIXTURE_SCHEMA = PAPER_SCHEMA.append(pa.field("source", pa.string())).append(pa.field("prompt", _MESSAGES))
+"""Of shards from sources all of whose answers are weighed evenly."""
+
+SCHEMA = MIXTURE_SCHEMA.append(pa.field("answer_weights", pa.list_(pa.float32())))
 """One row is one question. context_ids are the tokens to write and segment_ids, as long, the message each
 belongs to (-1: the template's own tokens); question_ids is the prompt to read, answer_ids the answer to learn
 with its end-of-turn token; messages is what context_ids was made from, references all annotators' answers.
 source is the name of the entry in data.sources that a row is from, and prompt the messages that question_ids was made
-from; question is the last of them. Rows of one paper_id share what is written."""
+from; question is the last of them. answer_weights, as long as answer_ids, say what each token counts in its answer's
+loss, relative to the others; null: all alike. Rows of one paper_id share what is written."""
 
 
 def write_shards(
@@ -116,14 +120,18 @@ def open_episodes(folder: str | Path) -> pa.Table:
 
 
 def _completed(table: pa.Table) -> pa.Table:
-    """A table of ``SCHEMA``: papers get the columns that say nothing new of them."""
+    """A table of ``SCHEMA``: one of another schema gets the columns that say nothing new of its rows."""
     if table.schema == SCHEMA:
         return table
     count = table.num_rows
+    if table.schema == MIXTURE_SCHEMA:
+        weights = SCHEMA.field("answer_weights")
+        return table.append_column(weights, pa.nulls(count, weights.type))
     said = [pa.repeat(pa.scalar("user"), count), table["question"].combine_chunks()]
     message = pa.StructArray.from_arrays(said, fields=list(_MESSAGES.value_type))
     prompt = pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), message).cast(_MESSAGES)
-    return table.append_column("source", pa.repeat(pa.scalar(PAPERS), count)).append_column("prompt", prompt)
+    source = pa.repeat(pa.scalar(PAPERS), count)
+    return _completed(table.append_column("source", source).append_column("prompt", prompt))
 
 
 def whole_chat(row: dict[str, Any]) -> list[dict[str, str]]:

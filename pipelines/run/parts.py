@@ -47,7 +47,7 @@ def preprocess(config: Config) -> dict[str, Any]:
 
 
 _HOW_OFTEN = {"weight", "start", "stop"}
-_LATER = {"gaps": 0, "texts": "asked", "first_replies": False, "first_share": 0.0}
+_LATER = {"gaps": 0, "texts": "asked", "first_replies": False, "first_share": 0.0, "value_weight": 1.0}
 
 
 def _of_the_episodes(source: dict[str, Any]) -> dict[str, Any]:

@@ -13,15 +13,19 @@ from torch import Tensor
 from pipelines.data.shards import read_rows
 from pipelines.training.beside import Beside
 
-_COLUMNS = ("source", "paper_id", "context_ids", "segment_ids", "question_ids", "answer_ids")
+_COLUMNS = ("source", "paper_id", "context_ids", "segment_ids", "question_ids", "answer_ids", "answer_weights")
 
 
 class Read(NamedTuple):
-    """A prompt and the answer to learn, as tokens, and the row of the memory that it is asked of."""
+    """A prompt and the answer to learn, as tokens, and the row of the memory that it is asked of.
+
+    ``weights`` say what the answer's tokens count, relative to each other; None: all alike.
+    """
 
     asked: list[int]
     answer: list[int]
     owner: int
+    weights: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,9 @@ class Reads:
         input_ids: [Q, R] int64, question and answer.
         answer_rows, answer_columns: [A] int64, where in input_ids the token before each answer token stands.
         answer_ids: [A] int64.
-        answer_weights: [A] float32; weighs every question alike and every token of an answer alike. They sum to 1 for
-            the questions of a batch, and for texts to repeat to the share of them that is the batch's.
+        answer_weights: [A] float32; weighs every question alike, and the tokens of an answer alike or as the episodes
+            say. They sum to 1 for the questions of a batch, and for texts to repeat to the share of them that is the
+            batch's.
         owner: [Q] int64, the row of the memory that is read.
     """
 
@@ -118,7 +123,9 @@ def collate(
     questions = [read_rows(episodes, group, _COLUMNS) for group in groups]
     texts = [rows[0] for rows in questions] + read_rows(episodes, beside.more, _COLUMNS)
     reads = [
-        Read(row["question_ids"], row["answer_ids"], owner) for owner, rows in enumerate(questions) for row in rows
+        Read(row["question_ids"], row["answer_ids"], owner, row["answer_weights"])
+        for owner, rows in enumerate(questions)
+        for row in rows
     ]
     after = [read_rows(episodes, rows, _COLUMNS) for rows in beside.after]
     others, repeat = None, None
@@ -147,7 +154,8 @@ def make_reads(reads: Sequence[Read], weight: float, pad_id: int) -> Reads:
         rows += [row] * len(read.answer)
         columns += range(len(read.asked) - 1, len(read.asked) + len(read.answer) - 1)
         answers += read.answer
-        weights += [weight / len(read.answer)] * len(read.answer)
+        counts = read.weights or [1.0] * len(read.answer)
+        weights += [weight / sum(counts) * count for count in counts]
     return Reads(
         pad([read.asked + read.answer for read in reads], pad_id)[0],
         *(torch.tensor(x, dtype=torch.long) for x in (rows, columns, answers)),

@@ -96,6 +96,29 @@ def test_limits_take_the_first_questions(configure):
     assert (episodes(config, "eval").num_rows, manifest(config, "eval")["beyond_limit"]) == (21, 0)
 
 
+def test_a_values_weight_is_of_training_alone_and_changes_nothing_else(configure):
+    def made(split, **settings):
+        told = {"kind": "conversations", "train_conversations": 6, "eval_conversations": 4, **settings}
+        config = configure(sources={"told": told, "made": {"kind": "generated", "train_papers": 2, "eval_papers": 1}})
+        preprocess(config, BACKBONE)
+        return episodes(config, split).to_pylist(), manifest(config, split)["shards"]
+
+    for split in ("train", "eval"):
+        (plain, before), (weighed, after) = made(split), made(split, value_weight=3.0)
+        given = [(row, row.pop("answer_weights")) for row in weighed]
+        assert weighed == [{key: row[key] for key in row if key != "answer_weights"} for row in plain]
+        assert all(row["answer_weights"] is None for row in plain)
+        known = [(row, weights) for row, weights in given if weights]
+        assert [row["answer_type"] for row, _ in known] == ["told"] * len(known)
+        if split == "eval":
+            assert not known and before == after
+            continue
+        assert len(known) == sum(row["answer_type"] == "told" for row in plain) > 6 and before != after
+        for row, weights in known:
+            value = [token for token, weight in zip(row["answer_ids"], weights, strict=True) if weight == 3.0]
+            assert byte_tokenizer().decode(value).lower() == row["references"][1].lower() and set(weights) == {1, 3}
+
+
 def official_file(folder, name="papers.json"):
     """Three papers: a usable one with bad records, one that is too long, one without text."""
     red = {"answer": {"extractive_spans": ["red"]}}

@@ -62,11 +62,12 @@ def _reply(document_id: str, conversation: dict[str, Any], seed: int) -> Documen
 
 
 def _document(document_id: str, conversation: dict[str, Any], with_unknown: bool) -> Document:
-    asked = [(fact["question"], [fact["answer"], fact["value"]], "told") for fact in conversation["facts"]]
+    facts = conversation["facts"]
+    asked = [(fact["question"], [fact["answer"], fact["value"]], "told", fact["value"]) for fact in facts]
     if with_unknown:
-        asked.append((conversation["unknown"]["question"], [conversation["unknown"]["answer"]], "unknown"))
+        asked.append((conversation["unknown"]["question"], [conversation["unknown"]["answer"]], "unknown", ""))
     exercises = [
-        Exercise(f"{document_id}/{number}", [{"role": "user", "content": question}], references, kind)
-        for number, (question, references, kind) in enumerate(asked)
+        Exercise(f"{document_id}/{number}", [{"role": "user", "content": question}], references, kind, value)
+        for number, (question, references, kind, value) in enumerate(asked)
     ]
     return Document(document_id, conversation["messages"], exercises, "conversation", drop_first="oldest")

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from deltamem import ChatSession, DeltaMemError, encode_messages
-from deltamem.chat.format import encode_history, encode_reply, encode_turn, sentence_spans
+from deltamem.chat.format import encode_history, encode_reply, encode_reply_and_part, encode_turn, sentence_spans
 from pipelines.backbones.random_weights import byte_tokenizer
 from tests.tiny_models import make_chat_model
 
@@ -111,6 +111,34 @@ def test_replies_to_learn_and_new_turns_keep_control_tokens_as_text():
     before = encode_history(tokenizer, history, user("next"))
     whole = encode_messages(tokenizer, [*history, *user("next")], True)
     assert before + encode_turn(tokenizer, user("next"), None).input_ids == whole.input_ids
+
+
+@pytest.mark.parametrize("template", [CHATML, ALPACA, MOVES_SYSTEM, DROPS_THINKING])
+@pytest.mark.parametrize(
+    ("reply", "part", "found"),
+    [
+        ("Your dog is called Rex.", "Rex", "Rex"),
+        (" A dentist, dear: a dentist. ", "a dentist", "A dentista dentist"),
+        ("Rexine? No: rex!", "Rex", "rex"),
+        ("In UA 843, not UA 8431.", "UA 843", "UA 843"),
+        ("Größe 機械", "größe", "Größe"),
+        ("It is 1+1.", "1+1", "1+1"),
+        ("Nothing of it.", "Rex", ""),
+        ("Nothing of it.", "", ""),
+    ],
+)
+def test_the_tokens_of_a_part_of_a_reply_are_told(template, reply, part, found):
+    tokenizer = with_template(template)
+    ids, held = encode_reply_and_part(tokenizer, user("Rex?"), reply, part)
+    assert ids == encode_reply(tokenizer, user("Rex?"), reply)
+    assert tokenizer.decode([token for token, holds in zip(ids, held, strict=True) if holds]) == found
+
+
+def test_a_token_that_a_part_shares_with_what_follows_holds_something_of_it():
+    ids, held = encode_reply_and_part(merging_tokenizer(CHATML), user("?"), "Rex.\n\nBye", "ex")
+    assert not any(held)  # no whole word
+    ids, held = encode_reply_and_part(merging_tokenizer(CHATML), user("?"), "A.\n\nBye", "A.")
+    assert held == [True, True, False, False, False, False]
 
 
 def test_a_role_with_a_control_token_is_refused():

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.backbones.random_weights import byte_tokenizer
+from pipelines.data.documents import Document, Exercise
 from pipelines.data.episodes import LONG_DOCUMENT, LONG_QUESTION, NO_TEXT, EpisodeEncoder
 from pipelines.data.papers import Answer, Paper, PaperQuestion, Section, paper_document, paper_messages
 from pipelines.errors import StageError
@@ -74,6 +75,17 @@ def test_episode(tokenizer, template):
     assert (row["answer"], row["answer_type"]) == ("12", "extractive")
     assert row["references"] == ["12", "twelve"]
     assert (row["paper_id"], row["question_id"]) == ("p", "q0")
+
+
+def test_the_tokens_of_a_value_weigh_more_where_the_source_knows_it(tokenizer):
+    ask = [{"role": "user", "content": "Who?"}]
+    answered = [("Your dog is Rex.", "Rex"), ("Rex.", ""), ("Who knows?", "Rex")]
+    exercises = [Exercise(f"q{n}", ask, [answer], "told", value) for n, (answer, value) in enumerate(answered)]
+    document = Document("d", [{"role": "user", "content": "Rex is my dog."}], exercises, "text")
+    rows = EpisodeEncoder(tokenizer, 2000, 500, "drop", value_weight=3.0).encode(document).rows
+    assert rows[0]["answer_weights"] == [1.0] * 12 + [3.0] * 3 + [1.0] * 2  # bytes, the full stop's and the end's last
+    assert [row["answer_weights"] for row in rows[1:]] == [None, None]
+    assert all(row["answer_weights"] is None for row in encoder(tokenizer).encode(document).rows)
 
 
 def test_template_without_an_end_of_turn(tokenizer):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.data.shards import (
+    MIXTURE_SCHEMA,
     PAPER_SCHEMA,
     SCHEMA,
     open_episodes,
@@ -36,6 +37,7 @@ def make_rows(count, length=200):
             "references": ["x", "y"][: number % 3],
             "source": "squad",
             "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}],
+            "answer_weights": [None, [3.0]][number % 2],
         }
         for number in range(count)
     ]
@@ -72,6 +74,15 @@ def test_papers_get_the_columns_that_their_shards_lack(tmp_path):
     ]
     assert table["prompt"].to_pylist() == [[{"role": "user", "content": "What?"}]] * 50
     assert set(table["source"].to_pylist()) == {"papers"}
+
+
+def test_answers_of_a_mixture_without_weights_are_weighed_evenly(tmp_path):
+    write_manifest(tmp_path, {"shards": write_shards(make_rows(50), tmp_path, 9_000, MIXTURE_SCHEMA)})
+    table = open_episodes(tmp_path)
+    assert table.schema == SCHEMA and table["answer_weights"].null_count == 50
+    assert table.select(MIXTURE_SCHEMA.names).to_pylist() == [
+        {key: row[key] for key in MIXTURE_SCHEMA.names} for row in table.to_pylist()
+    ]
 
 
 def test_the_whole_chat_of_a_row_has_nothing_twice():

@@ -159,6 +159,14 @@ def test_collate_pads_on_the_right_and_knows_where_answers_stand():
     assert collate(table, [[0, 1]], pad_id=0).context_mask is None
 
 
+def test_the_tokens_of_an_answer_weigh_as_its_episode_says_and_each_answer_as_the_others():
+    batch = collate(episodes([3, 1], weights=[1.0, 3.0]), [[0, 1, 2], [3]], pad_id=0)  # answers of 1, 2, 1 and 1 tokens
+    assert batch.answer_weights.tolist() == [1 / 4, 1 / 16, 3 / 16, 1 / 4, 1 / 4]
+    even = collate(episodes([3, 1]), [[0, 1, 2], [3]], pad_id=0).answer_weights
+    for alike in ([], [1.0, 1.0], [3.0, 3.0]):
+        assert torch.equal(collate(episodes([3, 1], weights=alike), [[0, 1, 2], [3]], pad_id=0).answer_weights, even)
+
+
 def test_the_learning_rate_warms_up_and_falls_to_zero_as_transformers_does():
     from transformers import get_cosine_schedule_with_warmup
 

@@ -59,6 +59,18 @@ def test_what_is_measured_of_the_writing_is_of_the_texts_that_have_a_token(objec
     torch.testing.assert_close(both.loss - both.answer_nll, text.loss - text.answer_nll, atol=1e-6, rtol=1e-4)
 
 
+def test_an_answer_counts_as_the_weighted_mean_of_its_tokens(objective):
+    def asked(weights):
+        return objective(collate(episodes([2, 2], weights=weights), [[0, 1], [2, 3]], 0))
+
+    even, weighed = asked(None), asked([1.0, 3.0])
+    assert torch.equal(even.token_nll, weighed.token_nll)
+    nll = weighed.token_nll  # of answers of one token, two, one, two
+    expected = torch.stack([nll[0], (nll[1] + 3 * nll[2]) / 4, nll[3], (nll[4] + 3 * nll[5]) / 4]).mean()
+    torch.testing.assert_close(weighed.answer_nll, expected)
+    torch.testing.assert_close(weighed.loss - weighed.answer_nll, even.loss - even.answer_nll)
+
+
 @pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])
 def test_questions_are_written_as_they_are_read(tiny_model, table, strategy):
     torch.manual_seed(0)
