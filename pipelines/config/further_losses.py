@@ -55,4 +55,4 @@ def without_unused(train: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in train.items() if name not in _LATER or value}
 
 
-_LATER = {"init_adapter", "contrast", "repeat_text", "write_after", "cuda_graphs"}
+_LATER = {"init_adapter", "contrast", "repeat_text", "write_after", "keep_distribution", "cuda_graphs"}

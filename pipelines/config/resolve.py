@@ -136,6 +136,8 @@ def _check_strategy(config: Config, name: str, strategy: Strategy, where: str) -
         _check_train(config, changes, where, ("strategies", name, "train"))
         if strategy.trained and changes.get("cuda_graphs", config.train.cuda_graphs):
             _check_graphs(strategy, f"{where}: strategies.{name}")
+        if isinstance(strategy, DeltaStrategy) and changes.get("keep_distribution", config.train.keep_distribution):
+            _check_replies(config, f"{where}: strategies.{name}")
     if not isinstance(strategy, DeltaStrategy):
         return
     try:
@@ -152,6 +154,15 @@ def _check_graphs(strategy: Strategy, where: str) -> None:
             return
         reason = "ssw writes as many segments as a batch happens to have, so that its shapes aren't fixed"
     raise RunConfigError(f"{where}: train.cuda_graphs: {reason}; give this strategy train: {{cuda_graphs: false}}")
+
+
+def _check_replies(config: Config, where: str) -> None:
+    """Raises RunConfigError where no source has replies of the frozen backbone's own."""
+    if not config.data.replies:
+        raise RunConfigError(
+            f"{where}: train.keep_distribution keeps how the frozen backbone replies, and no entry of data.sources is "
+            "of kind replies; add one (configs/data/replies.yaml), or set it to 0"
+        )
 
 
 def config_hash(part: Any) -> str:

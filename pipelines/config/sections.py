@@ -47,6 +47,13 @@ class Train(Section):
     contrast: Contrast | None = Field(None, description="null: without")
     repeat_text: RepeatText | None = Field(None, description="null: without")
     write_after: WriteAfter | None = Field(None, description="null: questions follow right on their text")
+    keep_distribution: Number = Field(
+        0.0,
+        ge=0,
+        description="weight of KL(frozen ‖ adapted), per token, on the replies of data sources of kind replies, beside "
+        "their NLL: so the frozen backbone's distribution after the same visible prompt is kept, and not only its "
+        "likeliest words. One more pass over steps with such replies; δ-mem adapters only",
+    )
     measure_memory_every: Annotated[int, Field(ge=0)] = Field(
         20,
         description="steps between two looks at what the right paper's memory is worth (in the curve; only where a "

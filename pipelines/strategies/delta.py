@@ -55,7 +55,12 @@ class DeltaRecipe(Recipe):
             model.train()
         repeat_weight = train.repeat_text.weight if train.repeat_text else 0.0
         objective = MemoryObjective(
-            model, train.write_penalty, train.write_target, train.write_questions, repeat_weight
+            model,
+            train.write_penalty,
+            train.write_target,
+            train.write_questions,
+            repeat_weight,
+            train.keep_distribution,
         )
         if train.cuda_graphs:
             objective.graphs = StepGraphs(objective)
@@ -64,7 +69,8 @@ class DeltaRecipe(Recipe):
     def collate(self, episodes: pa.Table, groups: list[list[int]], beside: Beside | None = None) -> EpisodeBatch:
         repeated = (beside.repeated if beside else None) or []
         repetitions = self._repetition.of(episodes, [groups[place][0] for place in repeated], repeated)
-        return collate(episodes, groups, self.tokenizer.pad_token_id, beside, repetitions)
+        keep = self.config.data.replies if self.cell.train.keep_distribution else ()
+        return collate(episodes, groups, self.tokenizer.pad_token_id, beside, repetitions, keep)
 
     @cached_property
     def _repetition(self) -> Repetition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -78,6 +78,8 @@ class EpisodeBatch(Texts, Reads):
         others: [Q] int64, for each question the row of another document's memory; None where nothing is contrasted.
         contrast: scalar float32, weight of the contrast in the loss.
         repeat: prompts to repeat texts, with these as answers; None where there is none in the whole step.
+        kept: [A] float32, the answer weights where the answer is the frozen backbone's own and its distribution is to
+            be kept, else 0; None where there is no such answer.
     """
 
     papers: list[str]
@@ -87,6 +89,7 @@ class EpisodeBatch(Texts, Reads):
     others: Tensor | None = None
     contrast: Tensor | None = None
     repeat: Reads | None = None
+    kept: Tensor | None = None
 
     def to(self, device: torch.device) -> EpisodeBatch:
         return _moved(self, device)
@@ -112,12 +115,14 @@ def collate(
     pad_id: int,
     beside: Beside | None = None,
     repetitions: Sequence[Read] = (),
+    keep: Container[str] = (),
 ) -> EpisodeBatch:
     """Tensors of some groups of rows.
 
     Args:
         beside: what these texts have beside them.
         repetitions: the prompts to repeat the texts that it names, in its order.
+        keep: the sources whose answers' distributions are to be kept.
     """
     beside = beside or Beside()
     questions = [read_rows(episodes, group, _COLUMNS) for group in groups]
@@ -133,9 +138,11 @@ def collate(
         others = torch.tensor([beside.others[read.owner] for read in reads])
     if beside.repeated is not None:
         repeat = make_reads(repetitions, beside.repeat_weight, pad_id)
+    asked = make_reads(reads, 1 / len(reads), pad_id)
+    to_keep = torch.tensor([texts[read.owner]["source"] in keep for read in reads])
     written = sum(len(text["context_ids"]) for some in (texts, *after) for text in some)
     return EpisodeBatch(
-        **vars(make_reads(reads, 1 / len(reads), pad_id)),
+        **vars(asked),
         **vars(_make_texts(texts, pad_id)),
         papers=[text["paper_id"] for text in texts],
         tokens=written + sum(len(read.asked) + len(read.answer) for read in (*reads, *repetitions)),
@@ -144,6 +151,7 @@ def collate(
         others=others,
         contrast=None if others is None else torch.tensor(beside.contrast),
         repeat=repeat,
+        kept=asked.answer_weights * to_keep[asked.answer_rows] if to_keep.any() else None,
     )
 
 

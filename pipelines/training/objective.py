@@ -23,7 +23,7 @@ class EpisodeLoss(NamedTuple):
 
     Attributes:
         write_gate, state_norm: 0 where no text has a token.
-        contrast, repeat_nll: parts of the loss, before their weights; None where they are none.
+        contrast, repeat_nll, kl: parts of the loss, before their weights; None where they are none.
         token_nll: of each answer token, [A] nats.
     """
 
@@ -33,6 +33,7 @@ class EpisodeLoss(NamedTuple):
     state_norm: Tensor
     contrast: Tensor | None
     repeat_nll: Tensor | None
+    kl: Tensor | None
     token_nll: Tensor
 
 
@@ -45,6 +46,7 @@ class MemoryObjective(nn.Module):
         write_questions: write question and answer as they are read, which ssw does only once they are complete: there
             it changes nothing.
         repeat_weight: of the texts to repeat.
+        keep_weight: of the divergence from the frozen model on replies of its own.
     """
 
     def __init__(
@@ -54,13 +56,14 @@ class MemoryObjective(nn.Module):
         write_target: float,
         write_questions: bool = False,
         repeat_weight: float = 0.0,
+        keep_weight: float = 0.0,
     ):
         super().__init__()
         self.adapter = model.memory_layers
         self.model = (model,)  # a tuple hides the frozen backbone from the module tree
         self.write_penalty, self.write_target = write_penalty, write_target
         self.write_questions = write_questions and model.config.strategy != "ssw"
-        self.repeat_weight = repeat_weight
+        self.repeat_weight, self.keep_weight = repeat_weight, keep_weight
         self.graphs: Callable[[EpisodeBatch], EpisodeLoss] | None = None
         """What computes :meth:`losses` and their gradients where they are learnt from; None: PyTorch, as it comes."""
 
@@ -70,13 +73,14 @@ class MemoryObjective(nn.Module):
     def losses(self, batch: EpisodeBatch) -> EpisodeLoss:
         """Of a batch, on the device where the model is."""
         fresh, memory, gate = self._write(batch)
-        tokens = self._nll(batch, memory.select(batch.owner))
+        logits = self._logits(batch, memory.select(batch.owner))
+        tokens = token_nll(logits, batch)
         nll = answer_nll(tokens, batch)
         penalty = (gate - self.write_target).square().mean()
         if batch.context_mask is not None:
             penalty = penalty * batch.context_mask.any()  # what writes nothing has no gates
         loss = nll + self.write_penalty * penalty
-        contrast = repeat = None
+        contrast = repeat = kl = None
         if batch.others is not None and batch.contrast is not None:
             wrong = self._nll(batch, memory.select(batch.others))
             contrast = told_apart(tokens, wrong, batch, batch.others != batch.owner)
@@ -84,8 +88,11 @@ class MemoryObjective(nn.Module):
         if batch.repeat is not None:
             repeat = self._repeat_nll(batch.repeat, fresh)
             loss = loss + self.repeat_weight * repeat
+        if self.keep_weight:
+            kl = self._kept_kl(batch, logits)
+            loss = loss + self.keep_weight * kl
         norms = _mean_norm(memory.detach(), batch.context_mask)
-        parts = (None if part is None else part.detach() for part in (contrast, repeat))
+        parts = (None if part is None else part.detach() for part in (contrast, repeat, kl))
         return EpisodeLoss(loss, nll.detach(), gate.detach().mean(), norms, *parts, tokens.detach())
 
     def _write(self, batch: EpisodeBatch) -> tuple[DeltaMemory, DeltaMemory, Tensor]:
@@ -102,6 +109,19 @@ class MemoryObjective(nn.Module):
         if not len(repeat.owner):  # the step's are in other micro-batches
             return memory.states[min(memory.states)].new_zeros(())
         return answer_nll(self._nll(repeat, memory.select(repeat.owner)), repeat)
+
+    def _kept_kl(self, batch: EpisodeBatch, logits: Tensor) -> Tensor:
+        """Mean over all questions of KL(frozen ‖ adapted) per token of the replies to keep, a scalar in nats.
+
+        The frozen model reads what the adapted one does, and has no memory.
+        """
+        if batch.kept is None:
+            return logits.new_zeros((), dtype=torch.float32)
+        (model,) = self.model
+        with torch.no_grad():
+            options = {"write": False, "right_padded": True, "strength": 0.0}
+            frozen = answer_logits(model, model.base_model, batch, **options)
+        return (divergence(frozen, logits) * batch.kept).sum()
 
     @torch.no_grad()
     def memory_effect(self, batches: Sequence[tuple[EpisodeBatch, float]]) -> Tensor:
@@ -148,9 +168,13 @@ class MemoryObjective(nn.Module):
 
     def _nll(self, batch: Reads, memory: DeltaMemory) -> Tensor:
         """Of each answer token, read from a memory of Q rows; [A]."""
+        return token_nll(self._logits(batch, memory), batch)
+
+    def _logits(self, batch: Reads, memory: DeltaMemory) -> Tensor:
+        """Before each answer token, [A, V]."""
         (model,) = self.model
         options = {"memory": memory, "write": self.write_questions, "right_padded": True}
-        return token_nll(answer_logits(model, model.base_model, batch, **options), batch)
+        return answer_logits(model, model.base_model, batch, **options)
 
 
 def _written(texts: Texts) -> dict[str, Any]:
@@ -220,6 +244,12 @@ def answer_logits(model: nn.Module, base: PreTrainedModel, batch: Reads, **optio
 def token_nll(logits: Tensor, batch: Reads) -> Tensor:
     """Negative log-likelihood of each answer token in nats, [A] float32, from logits [A, V]."""
     return F.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
+
+
+def divergence(frozen: Tensor, adapted: Tensor) -> Tensor:
+    """KL(frozen ‖ adapted) at each answer token in nats, [A] float32, from logits [A, V]."""
+    expected, found = (logits.float().log_softmax(-1) for logits in (frozen, adapted))
+    return F.kl_div(found, expected, reduction="none", log_target=True).sum(-1)
 
 
 def answer_nll(nll: Tensor, batch: Reads) -> Tensor:

@@ -39,12 +39,14 @@ class Shape:
         texts, width: C and the largest W, of later texts too.
         later: how many times later texts are written.
         contrast: whether its questions are read with others' memories as well.
+        kept: whether there are answers whose distributions are to be kept.
     """
 
     texts: int
     width: int
     later: int
     contrast: bool
+    kept: bool
     questions: ReadShape
     repeat: ReadShape | None
 
@@ -53,8 +55,8 @@ class Shape:
         """The sizes of a batch as it is."""
         width = max(texts.context_ids.shape[1] for texts in (batch, *batch.after))
         repeat = None if batch.repeat is None else ReadShape.of(batch.repeat)
-        contrast = batch.others is not None
-        return cls(len(batch.context_ids), width, len(batch.after), contrast, ReadShape.of(batch), repeat)
+        contrast, kept = batch.others is not None, batch.kept is not None
+        return cls(len(batch.context_ids), width, len(batch.after), contrast, kept, ReadShape.of(batch), repeat)
 
     def rounded(self) -> Shape:
         """A shape that holds it and, likely, others of its kind.
@@ -73,7 +75,7 @@ class Shape:
     @property
     def kind(self) -> tuple:
         """What shapes that may grow into each other have in common."""
-        return self.texts, self.width, self.later, self.contrast, self.repeat is None
+        return self.texts, self.width, self.later, self.contrast, self.kept, self.repeat is None
 
     def joined(self, other: Shape) -> Shape:
         """The smallest shape of the same kind that holds both."""
@@ -106,6 +108,7 @@ def padded(batch: EpisodeBatch, shape: Shape) -> EpisodeBatch:
         after=tuple(after),
         others=None if batch.others is None else _pad(batch.others, shape.questions.prompts),
         repeat=None if batch.repeat is None or shape.repeat is None else _padded_reads(batch.repeat, shape.repeat),
+        kept=None if batch.kept is None else _pad(batch.kept, shape.questions.answers),
     )
 
 

@@ -174,7 +174,8 @@ def test_keys_that_are_off_and_validation_leave_the_hashes_as_they_are():
     watched = resolve_config(settings(train__validate_every=5, train__validation_questions=9), "here")
     assert parts.train(watched, "b", "s", 42) == parts.train(plain, "b", "s", 42)
     assert (
-        not {"contrast", "repeat_text", "write_after", "cuda_graphs"} & parts.train(plain, "b", "s", 42)["train"].keys()
+        not {"contrast", "repeat_text", "write_after", "keep_distribution", "cuda_graphs"}
+        & parts.train(plain, "b", "s", 42)["train"].keys()
     )
     contrasted = resolve_config(settings(train__contrast={}), "here")
     assert parts.train(contrasted, "b", "s", 42)["train"]["contrast"] == {"weight": 0.5, "until": 0.5}
@@ -199,6 +200,10 @@ MISTAKES = [
     (
         {"strategies__t": {"kind": "lora", "context": True, "train": {"cuda_graphs": True}}},
         "here: strategies.t: train.cuda_graphs: only δ-mem adapters have them",
+    ),
+    (
+        {"train__keep_distribution": 0.4},
+        "here: strategies.s: train.keep_distribution keeps how the frozen backbone replies, and no entry of data",
     ),
     ({"train__learning_rate": 0}, "here: train.learning_rate: expected greater than 0, got 0"),
     ({"train__learning_rate": float("inf")}, "here: train.learning_rate: expected a finite number"),

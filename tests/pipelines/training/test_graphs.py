@@ -20,9 +20,13 @@ PAPERS = [2, 1, 3, 1, 2, 1, 1, 4, 1, 1, 2, 2]
 def batches(steps):
     """Batches of a schedule with every further loss; their lengths, questions and later texts differ.
 
-    One text is of no tokens.
+    One text is of no tokens. In some batches there are replies whose distributions are kept.
     """
-    table = episodes(PAPERS, width=lambda paper: 0 if paper == 4 else 4 + 5 * (paper % 7))
+    table = episodes(
+        PAPERS,
+        width=lambda paper: 0 if paper == 4 else 4 + 5 * (paper % 7),
+        source=lambda paper: "own" if paper in (2, 4) else "told",
+    )
     values = {
         "batch_size": 12, "micro_batch_size": 6, "questions_per_write": 2, "num_workers": 1, "max_steps": 9,
         "epochs": 99,
@@ -34,14 +38,15 @@ def batches(steps):
     for step in range(steps):
         for micro in schedule.micro_batches(step, 0):
             reads = [Read([7], written[micro.groups[n][0]].as_py(), n) for n in micro.beside.repeated or []]
-            found.append(collate(table, micro.groups, 0, micro.beside, reads))
+            found.append(collate(table, micro.groups, 0, micro.beside, reads, {"own"}))
     return found
 
 
 def make(tiny_model, device="cpu", dtype=torch.float32):
     torch.manual_seed(0)
     base = tiny_model("llama", "sdpa").to(device, dtype)
-    return MemoryObjective(get_delta_mem_model(base, DeltaMemConfig(strategy="msw")), 0.01, 0.05, repeat_weight=0.5)
+    model = get_delta_mem_model(base, DeltaMemConfig(strategy="msw"))
+    return MemoryObjective(model, 0.01, 0.05, repeat_weight=0.5, keep_weight=4.0)
 
 
 def trained(objective, steps, device="cpu"):
@@ -52,9 +57,13 @@ def trained(objective, steps, device="cpu"):
         (2 * result.loss).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append([x.detach().item() for x in (result.loss, result.answer_nll, result.state_norm)])
+        losses.append([x.detach().item() for x in (result.loss, result.answer_nll, result.kl, result.state_norm)])
         assert len(result.token_nll) == len(batch.answer_ids)
     return losses, [parameter.detach().cpu().clone() for parameter in objective.parameters()]
+
+
+def test_some_batches_have_replies_to_keep_and_some_have_none():
+    assert {batch.kept is None for batch in batches(9)} == {True, False}
 
 
 def test_padded_passes_with_gradients_handed_on_train_as_plain_ones(tiny_model):

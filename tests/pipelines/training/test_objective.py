@@ -5,7 +5,7 @@ import torch
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.training.batches import collate
-from pipelines.training.objective import MemoryObjective, nll_by_source
+from pipelines.training.objective import MemoryObjective, answer_nll, divergence, nll_by_source
 from tests.pipelines.training.episodes import episodes
 
 
@@ -69,6 +69,79 @@ def test_an_answer_counts_as_the_weighted_mean_of_its_tokens(objective):
     expected = torch.stack([nll[0], (nll[1] + 3 * nll[2]) / 4, nll[3], (nll[4] + 3 * nll[5]) / 4]).mean()
     torch.testing.assert_close(weighed.answer_nll, expected)
     torch.testing.assert_close(weighed.loss - weighed.answer_nll, even.loss - even.answer_nll)
+
+
+def keeping(tiny_model, **options):
+    """An objective that keeps the frozen model's own replies, and steers enough to change them."""
+    torch.manual_seed(0)
+    model = get_delta_mem_model(tiny_model("qwen3", "sdpa"), DeltaMemConfig(strategy="msw", alpha=1600))
+    return MemoryObjective(model, 0.0, 0.05, keep_weight=0.4, **options)
+
+
+def gradients(objective, loss):
+    return torch.autograd.grad(loss, list(objective.parameters()), allow_unused=True, materialize_grads=True)
+
+
+REPLIES = {"own"}
+
+
+def replies(width=lambda paper: 6 + 3 * paper):
+    """Three documents with two questions each; the answers about the first and the last are the frozen model's own."""
+    return episodes([2, 2, 2], width=width, source=lambda paper: "told" if paper == 1 else "own")
+
+
+def test_divergence_is_kl_from_the_frozen_distribution():
+    frozen, adapted = (
+        torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]),
+        torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.5, 0]]),
+    )
+    expected = torch.tensor([0.25, 1.0]) * torch.tensor(2.0).log()
+    torch.testing.assert_close(divergence((frozen + 1e-12).log(), (adapted + 1e-12).log()), expected)
+
+
+def test_an_empty_memory_that_is_not_written_has_lost_nothing(tiny_model):
+    objective = keeping(tiny_model)
+    result = objective(collate(replies(width=lambda paper: 0), [[0, 1], [2], [5]], 0, keep=REPLIES))
+    torch.testing.assert_close(result.kl, torch.tensor(0.0), atol=1e-6, rtol=0)
+    told = objective(collate(replies(), [[2, 3]], 0, keep=REPLIES))
+    assert told.kl == 0 and torch.equal(told.loss, told.answer_nll)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_replies_are_held_to_what_the_frozen_model_would_have_said(tiny_model, writes):
+    objective = keeping(tiny_model, write_questions=writes)
+    (model,) = objective.model
+    rows, kept, losses = range(6), [], []
+    for row in rows:
+        alone = collate(replies(), [[row]], 0)
+        with torch.no_grad(), model.disable_adapter():
+            p = model(alone.input_ids).logits[0, alone.answer_columns].softmax(-1)
+        logits = model(alone.input_ids, memory=model.write(alone.context_ids), write=writes).logits
+        q = logits[0, alone.answer_columns].softmax(-1)
+        nll = answer_nll(-q[range(len(q)), alone.answer_ids].log(), alone)
+        kept.append((p * (p / q).log()).sum(-1).mean() * (row not in (2, 3)))
+        losses.append(nll + 0.4 * kept[-1])
+    result = objective(collate(replies(), [[0, 1], [2, 3], [4, 5]], 0, keep=REPLIES))
+    assert result.kl > 0.01
+    torch.testing.assert_close(result.kl, torch.stack(kept).mean().detach(), atol=1e-5, rtol=1e-4)
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(result.loss, expected, atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(gradients(objective, result.loss), gradients(objective, expected), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_with_activations_computed_again_replies_are_held_alike(tiny_model, selective):
+    objective = keeping(tiny_model)
+    batch = collate(replies(), [[0, 1], [2, 3], [4, 5]], 0, keep=REPLIES)
+    plain = objective(batch)
+    expected = gradients(objective, plain.loss)
+    objective.model[0].gradient_checkpointing_enable(selective=selective)
+    objective.model[0].train()
+    again = objective(batch)
+    torch.testing.assert_close((again.loss, again.kl), (plain.loss, plain.kl))
+    for ours, theirs in zip(gradients(objective, again.loss), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])

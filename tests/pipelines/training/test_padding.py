@@ -16,10 +16,13 @@ from tests.pipelines.training.episodes import episodes
 
 
 def batch():
-    """Three texts of unequal length with two questions, one and two, told apart, repeated, another written after."""
-    table = episodes([2, 1, 3], width=lambda paper: 6 + 3 * paper)
+    """Three texts of unequal length with two questions, one and two, told apart, repeated, another written after.
+
+    The answers about two of them are the frozen model's own.
+    """
+    table = episodes([2, 1, 3], width=lambda paper: 6 + 3 * paper, source="abc".__getitem__)
     beside = Beside(after=[[2, 0, 0]], others=[2, 0, 1], contrast=0.5, repeated=[1], repeat_weight=1.0)
-    return collate(table, [[0, 1], [2], [3, 4]], 0, beside, [Read([7, 7], [3, 4, 5, 6], 1)])
+    return collate(table, [[0, 1], [2], [3, 4]], 0, beside, [Read([7, 7], [3, 4, 5, 6], 1)], {"a", "c"})
 
 
 @pytest.mark.parametrize("strategy", ["tsw", "ssw", "msw"])
@@ -27,12 +30,12 @@ def batch():
 def test_nothing_that_is_measured_or_learnt_changes(tiny_model, strategy, writes):
     torch.manual_seed(0)
     model = get_delta_mem_model(tiny_model("llama", "sdpa"), DeltaMemConfig(strategy=strategy, alpha=160))
-    objective = MemoryObjective(model, 0.01, 0.05, writes, repeat_weight=0.3)
+    objective = MemoryObjective(model, 0.01, 0.05, writes, repeat_weight=0.3, keep_weight=0.4)
     plain, parameters = batch(), list(objective.parameters())
     wide = padded(plain, replace(Shape.of(plain).rounded(), texts=5, questions=ReadShape(8, 16, 24)))
     assert wide.context_ids.shape == (5, 16) and wide.input_ids.shape == (8, 16) and len(wide.answer_ids) == 24
     expected, found = objective(plain), objective(wide)
-    for name in ("loss", "answer_nll", "contrast", "repeat_nll", "write_gate", "state_norm"):
+    for name in ("loss", "answer_nll", "contrast", "repeat_nll", "kl", "write_gate", "state_norm"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
     answers = len(plain.answer_ids)
     torch.testing.assert_close(found.token_nll[:answers], expected.token_nll, atol=1e-5, rtol=1e-5)
@@ -68,7 +71,8 @@ def test_batches_of_a_kind_come_to_one_shape():
         assert all(
             a >= b for large, small in sizes for a, b in zip(vars(large).values(), vars(small).values(), strict=True)
         )
-    assert replace(one, later=2).kind != one.kind and replace(one, contrast=False).kind != one.kind
+    others = replace(one, later=2), replace(one, contrast=False), replace(one, kept=False)
+    assert all(other.kind != one.kind for other in others)
 
 
 @given(st.integers(1, 5000))
