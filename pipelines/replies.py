@@ -69,7 +69,8 @@ def make_replies(config: Config, backbone: str, source: str) -> dict[str, Any]:
     """
     config.entry("backbones", backbone)
     if source not in config.data.replies:
-        raise StageError(f"data.sources has no entry {source!r} of the kind replies")
+        known = ", ".join(config.data.replies) or "none at all"
+        raise StageError(f"data.sources: no entry {source!r} is of the kind replies; of that kind: {known}")
     settings, folder = config.data.replies[source], Layout(config).replies(backbone, source)
     bad: list[BadRecord] = []
     prompts = _draw(settings, bad)

@@ -84,7 +84,7 @@ def test_the_readmes_first_lines_print_what_they_say(loaded, folder, tmp_path, m
             TEXT_ADAPTER: str(PROJECT / TEXT_ADAPTER),
         },
     )
-    assert capsys.readouterr().out == "Your sister's home is in Oslo.\nYou are allergic to peanuts.\n"
+    assert capsys.readouterr().out == "Your sister lives in Oslo.\nYou are allergic to peanuts.\n"
     assert 61_440 < (tmp_path / "trip.safetensors").stat().st_size < 70_000
 
 
@@ -97,7 +97,7 @@ def test_the_servers_page_shows_what_the_openai_client_gets(loaded, folder, tmp_
         run("docs/server.md", {"http://localhost:8000/v1": f"{server.url}/v1"})
     finally:
         server.stop()
-    assert capsys.readouterr().out == "Your sister is a dentist.\n"
+    assert capsys.readouterr().out == "Your sister works as a dentist.\n"
 
 
 @pytest.mark.slow
