@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 
 from deltamem.adapters.files import load_adapter
 from pipelines.config import resolve_config
@@ -114,13 +115,21 @@ def test_the_recipe_trains(config):
 
 def test_a_chat_goes_on_from_the_texts_with_what_is_told_asked_and_replied(prepare, tmp_path):
     own = {"train_conversations": 40, "eval_conversations": 8, "word_files": [str(tmp_path / "squad.json")]}
+    own["value_weight"] = 3.0
     sources = {"conversations": own, "facts": {"train_papers": 8, "eval_papers": 4}}
     limits = {"max_written_tokens": 1024, "max_read_tokens": 256, "processes": 1}
-    config = prepare(["remember_chat.yaml"], ("sentences", "paragraphs"), sources=sources, data=limits)
+    held = {"keep_distribution": 0.4}
+    config = prepare(["remember_chat.yaml"], ("sentences", "paragraphs"), sources=sources, data=limits, train=held)
     rows = open_episodes(Layout(config).data("tiny-random", "train")).select(["source", "answer_type"]).to_pylist()
     found = {name: {row["answer_type"] for row in rows if row["source"] == name} for name in config.data.sources}
     assert found["conversations"] == {"told", "unknown", "reply"} and all(found.values())
     assert found["ordinary"] == {"reply", "first_reply"}
+    recipe = recipe_of(config, config.cell("tiny-random", "chat", 42))
+    places = [next(n for n, row in enumerate(rows) if row["source"] == name) for name in ("conversations", "ordinary")]
+    batch = recipe.collate(recipe.episodes()[0], [[place] for place in places])
+    kept = batch.answer_rows == 1
+    assert torch.equal(batch.kept, batch.answer_weights * kept) and kept.any()
+    assert batch.answer_weights[~kept].max() == pytest.approx(3 * batch.answer_weights[~kept].min())  # of the value
     cell = config.cell("tiny-random", "chat", 42)
     start, _ = load_adapter(PROJECT_ROOT / cell.train.init_adapter)
     assert cell.train.write_questions and start.num_states == cell.strategy.adapter["num_states"] == 8
