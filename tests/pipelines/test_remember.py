@@ -115,11 +115,9 @@ def test_the_recipe_trains(config):
 
 def test_a_chat_goes_on_from_the_texts_with_what_is_told_asked_and_replied(prepare, tmp_path):
     own = {"train_conversations": 40, "eval_conversations": 8, "word_files": [str(tmp_path / "squad.json")]}
-    own["value_weight"] = 3.0
     sources = {"conversations": own, "facts": {"train_papers": 8, "eval_papers": 4}}
     limits = {"max_written_tokens": 1024, "max_read_tokens": 256, "processes": 1}
-    held = {"keep_distribution": 0.4}
-    config = prepare(["remember_chat.yaml"], ("sentences", "paragraphs"), sources=sources, data=limits, train=held)
+    config = prepare(["remember_chat.yaml"], ("sentences", "paragraphs"), sources=sources, data=limits)
     rows = open_episodes(Layout(config).data("tiny-random", "train")).select(["source", "answer_type"]).to_pylist()
     found = {name: {row["answer_type"] for row in rows if row["source"] == name} for name in config.data.sources}
     assert found["conversations"] == {"told", "unknown", "reply"} and all(found.values())
