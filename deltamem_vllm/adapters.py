@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -11,16 +12,17 @@ from vllm.config import VllmConfig
 
 from deltamem.adapters.files import load_adapter
 from deltamem.adapters.locate import locate
-from deltamem.config import DeltaMemConfig
+from deltamem.config import HEADS, DeltaMemConfig
 from deltamem.errors import ConfigError
 from deltamem_vllm.names import ADAPTER
 
 
 class Adapters:
-    """Adapters whose weights can lie side by side: with the same rank, heads and layers.
+    """Adapters whose weights can lie side by side: with the same rank and layers.
 
     Their numbers of states may differ, as those of tsw and msw do: a layer has as many as the adapter with the most
-    needs, and of another adapter those beyond its own have weights of zero and stay empty.
+    needs, and of another adapter those beyond its own have weights of zero and stay empty. So may the heads that they
+    steer: the weights of a head that an adapter doesn't steer are zero.
 
     Args:
         loaded: configuration and tensors, by name.
@@ -30,7 +32,8 @@ class Adapters:
         configs: by name; the order numbers the adapters.
         tensors: in the same order.
         layers: that have a memory.
-        shape: configuration of the adapter with the most states, after which layers and pages are made.
+        shape: configuration of the adapter with the most states and all heads that any steers, after which layers and
+            pages are made.
 
     Raises:
         ConfigError: they differ in what they must share, or name a layer that the backbone lacks.
@@ -39,9 +42,11 @@ class Adapters:
     def __init__(self, loaded: Mapping[str, tuple[DeltaMemConfig, dict[str, Tensor]]], depth: int):
         self.configs = {name: config for name, (config, _) in loaded.items()}
         self.tensors = [tensors for _, tensors in loaded.values()]
-        self.shape = max(self.configs.values(), key=lambda config: config.states)
+        steered = {head for config in self.configs.values() for head in config.steer}
+        most = max(self.configs.values(), key=lambda config: config.states)
+        self.shape = replace(most, steer=tuple(head for head in HEADS if head in steered))
         shared = {
-            name: {"rank": config.rank, "steer": config.steer, "layers": config.layers or tuple(range(depth))}
+            name: {"rank": config.rank, "layers": config.layers or tuple(range(depth))}
             for name, config in self.configs.items()
         }
         for (one, its), (other, others) in pairwise(shared.items()):

@@ -162,7 +162,7 @@ def _fill(
     for name, block in zip(INPUTS, memory.in_proj.unflatten(0, (adapters, 4, width))[adapter], strict=True):
         take(name, block[: config.width])
     take("beta_bias", memory.beta_bias.view(adapters, width)[adapter, : config.width])
-    for head, steer in steered.items():
+    for head in config.steer:
         # α/r is a part of the weight: a power of two in every adapter trained here, so that nothing is rounded
-        weight = steer.weight.unflatten(0, (adapters, width))[adapter, : config.width]
+        weight = steered[head].weight.unflatten(0, (adapters, width))[adapter, : config.width]
         take(f"delta_{head}_proj", weight.t(), config.scale)

@@ -6,7 +6,7 @@ import torch
 from deltamem_vllm.handover import to_bytes
 from tests.deltamem_vllm.engines import assert_equal, assert_same_memory, draw_prompts, metric
 
-ADAPTERS = {"tsw": {}, "msw": {"strategy": "msw"}, "other": {"alpha": 6.0}}
+ADAPTERS = {"tsw": {}, "msw": {"strategy": "msw"}, "other": {"alpha": 6.0, "steer": ("k", "v", "o")}}
 BLOCK = 32
 NAMES = ("msw", "tsw", "other", "tsw", "msw", "other")
 

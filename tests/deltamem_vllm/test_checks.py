@@ -64,7 +64,7 @@ def test_ssw_is_refused_and_told_where_it_can_be_served(folders, tmp_path, besid
         configure(folders, additional_config={"deltamem_adapter": named})
 
 
-@pytest.mark.parametrize("key, value", [("rank", 4), ("steer", ["q", "v"]), ("layers", [0, 1])])
+@pytest.mark.parametrize("key, value", [("rank", 4), ("layers", [0, 1])])
 def test_adapters_that_cannot_lie_side_by_side_are_refused_with_what_differs(folders, tmp_path, key, value):
     named = {"one": str(folders / "adapter"), "other": changed(folders, tmp_path / "other", **{key: value})}
     with pytest.raises(Exception, match=f"the same {key}, but 'one' has .* and 'other' has"):
