@@ -66,8 +66,8 @@ class DeltaMemory:
         Raises:
             IndexError: a row that the batch doesn't have.
         """
-        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), device=self.device)
-        return self._map(lambda state: state.index_select(0, index))
+        index = rows if isinstance(rows, Tensor) else torch.tensor(list(rows), dtype=torch.long)
+        return self._map(lambda state: state.index_select(0, index.to(state.device)))
 
     def detach(self) -> DeltaMemory:
         """The same states without the passes that gradients would go back to."""

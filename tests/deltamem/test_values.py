@@ -86,6 +86,7 @@ def test_memory_saves_loads_selects_and_measures(tmp_path):
     twice = memory.select([2, 2, 0])
     assert torch.equal(twice.states[5][1], memory.states[5][2]) and twice.batch_size == 3
     assert torch.equal(DeltaMemory.cat([memory.select([0]), memory.select([1, 2])]).states[0], memory.states[0])
+    assert memory.select([]).states[0].shape == (0, *memory.states[0].shape[1:])
     torch.testing.assert_close(memory.norms()[0][1, 1], memory.states[0][1, 1].norm())
 
 
