@@ -67,7 +67,8 @@ class DeltaMemory:
             IndexError: a row that the batch doesn't have.
         """
         index = rows if isinstance(rows, Tensor) else torch.tensor(list(rows), dtype=torch.long)
-        return self._map(lambda state: state.index_select(0, index.to(state.device)))
+        index = index.to(self.device)
+        return self._map(lambda state: state.index_select(0, index))
 
     def detach(self) -> DeltaMemory:
         """The same states without the passes that gradients would go back to."""
