@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -25,6 +25,11 @@ from pipelines.evaluation.prompts import PromptEncoder
 from pipelines.evaluation.records import Record, RecordLog, write_parquet
 from pipelines.evaluation.results import summarise
 from pipelines.evaluation.statistics import Bootstrap
+
+Backbone = Annotated[Path, typer.Argument(help="prepared backbone folder")]
+Adapter = Annotated[str, typer.Argument(help="δ-mem adapter on it: a folder or Hub id")]
+Batch = Annotated[int, typer.Option(min=1, help="questions asked at once")]
+Samples = Annotated[int, typer.Option(min=1, help="bootstrap samples")]
 
 CACHE_BYTES = {"cpu": 2 * 2**30, "cuda": 12 * 2**30}
 """Of keys and values in one batch of questions."""

@@ -17,7 +17,19 @@ import pandas as pd
 import torch
 import typer
 
-from benchmarks.asking import OF_FILES, How, OfSource, ask, find_set, in_columns, some_questions
+from benchmarks.asking import (
+    OF_FILES,
+    Adapter,
+    Backbone,
+    Batch,
+    How,
+    OfSource,
+    Samples,
+    ask,
+    find_set,
+    in_columns,
+    some_questions,
+)
 from benchmarks.measure import report, run_benchmark
 from deltamem import DeltaMemModel
 from deltamem.chat.messages import EncodedMessages, Message
@@ -35,13 +47,9 @@ from pipelines.reporting import charts
 
 app = typer.Typer(help="How much a memory holds, how long, and where.", add_completion=False)
 
-Backbone = Annotated[Path, typer.Argument(help="prepared backbone folder")]
-Adapter = Annotated[str, typer.Argument(help="δ-mem adapter on it: a folder or Hub id")]
 Set = Annotated[str, typer.Argument(help=f"NAME=FILE; names: {', '.join(OF_FILES)}")]
 Out = Annotated[Path, typer.Option(help="folder for the picture, the numbers and every answer")]
 Questions = Annotated[int, typer.Option(min=1, help="asked, of different documents first")]
-Batch = Annotated[int, typer.Option(min=1, help="questions asked at once")]
-Samples = Annotated[int, typer.Option(min=1, help="bootstrap samples")]
 OUT = Path("results/memory_curves")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-from benchmarks.asking import SETS, How, ask, find_set, in_columns, some_questions
+from benchmarks.asking import SETS, Adapter, Backbone, Batch, How, Samples, ask, find_set, in_columns, some_questions
 from benchmarks.measure import report, run_benchmark
 from deltamem import DeltaMemModel
 from pipelines.backbones.prepared import load_backbone
@@ -39,15 +39,15 @@ class Asked(NamedTuple):
 
 
 def main(
-    backbone: Annotated[Path, typer.Argument(help="prepared backbone folder")],
-    adapter: Annotated[str, typer.Argument(help="δ-mem adapter on it: a folder or Hub id")],
+    backbone: Backbone,
+    adapter: Adapter,
     sets: Annotated[list[str], typer.Argument(help=f"NAME=FILE, or chat or replies; names: {', '.join(SETS)}")],
     lora: Annotated[
         Path | None, typer.Option(help="a LoRA trained without any text, as lora_without_context is")
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="of each set, at most: of different documents first")] = 400,
-    batch_size: Annotated[int, typer.Option(min=1, help="questions asked at once")] = 64,
-    samples: Annotated[int, typer.Option(min=1, help="bootstrap samples")] = 2000,
+    batch_size: Batch = 64,
+    samples: Samples = 2000,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path, typer.Option(help="folder for the numbers and for every answer")] = Path("results/real_text"),
 ) -> None:
