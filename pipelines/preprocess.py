@@ -19,7 +19,7 @@ from rich.progress import track
 from pipelines.backbones.prepared import load_tokenizer
 from pipelines.config import Config, load_config
 from pipelines.data.documents import Corpus, Split
-from pipelines.data.encode import estimated_bytes, tokenizer_digest, write_split
+from pipelines.data.encode import Encoders, estimated_bytes, tokenizer_digest, write_split
 from pipelines.data.episodes import Episodes
 from pipelines.data.shards import open_episodes, write_manifest
 from pipelines.data.sources import load_corpus
@@ -51,24 +51,25 @@ def preprocess(config: Config, backbone: str) -> None:
     layout = Layout(config)
     tokenizer_folder = layout.backbone(backbone)
     tokenizer = load_tokenizer(tokenizer_folder)
-    trained: set[str] = set()
-    for split in ("train", "eval"):
-        folder = layout.data(backbone, split)
-        with replacing(folder) as partial:
-            corpora = _load(config, backbone, split, partial)
-            needed = sum(estimated_bytes(corpus.documents, config.data, split) for corpus in corpora.values())
-            check_free_space(partial, needed)
-            manifest: dict[str, Any] = {"backbone": backbone, "tokenizer": tokenizer_digest(tokenizer)}
-            shown = functools.partial(_show, split)
-            manifest |= write_split(corpora, config.data, split, tokenizer_folder, partial, shown)
-            found = _ids(config, corpora)
-            if split == "train":
-                trained = found
-            else:
-                manifest["papers_also_in_train"] = sorted(trained & found)
-            manifest |= {"provenance": provenance(parts.preprocess(config))}
-            write_manifest(partial, manifest)
-        _summarise(folder, manifest)
+    with Encoders(config.data, tokenizer_folder) as encoders:
+        trained: set[str] = set()
+        for split in ("train", "eval"):
+            folder = layout.data(backbone, split)
+            with replacing(folder) as partial:
+                corpora = _load(config, backbone, split, partial)
+                needed = sum(estimated_bytes(corpus.documents, config.data, split) for corpus in corpora.values())
+                check_free_space(partial, needed)
+                manifest: dict[str, Any] = {"backbone": backbone, "tokenizer": tokenizer_digest(tokenizer)}
+                shown = functools.partial(_show, split)
+                manifest |= write_split(corpora, config.data, split, encoders, partial, shown)
+                found = _ids(config, corpora)
+                if split == "train":
+                    trained = found
+                else:
+                    manifest["papers_also_in_train"] = sorted(trained & found)
+                manifest |= {"provenance": provenance(parts.preprocess(config))}
+                write_manifest(partial, manifest)
+            _summarise(folder, manifest)
 
 
 def _load(config: Config, backbone: str, split: Split, folder: Path) -> dict[str, Corpus]:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -36,7 +37,7 @@ Progress = Callable[[Iterator[Episodes], int], Iterable[Episodes]]
 
 
 def write_split(
-    corpora: Mapping[str, Corpus], data: Data, split: Split, tokenizer_folder: Path, folder: Path, progress: Progress
+    corpora: Mapping[str, Corpus], data: Data, split: Split, encoders: Encoders, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Writes the shards of one split into a folder and returns what the manifest says of them.
 
@@ -48,7 +49,7 @@ def write_split(
 
     def rows() -> Iterator[dict[str, Any]]:
         for name, corpus in corpora.items():
-            with closing(encode_documents(corpus.documents, data, tokenizer_folder, weights[name])) as encoded:
+            with closing(encoders.encode(corpus.documents, weights[name])) as encoded:
                 counted = tallies[name].count(progress(encoded, len(corpus.documents)), limit)
                 yield from counted if data.source else _of_source(name, counted)
             _check(tallies[name], corpus, split if data.source else f"{split}: data.sources.{name}")
@@ -133,32 +134,52 @@ class Tally:
                     return
 
 
-def encode_documents(
-    documents: Spool[Document], data: Data, tokenizer_folder: Path, value_weight: float = 1.0
-) -> Generator[Episodes]:
-    """The documents' episodes, in their order whatever the number of processes."""
-    settings = (tokenizer_folder, data.max_written_tokens, data.max_read_tokens, data.overlong, value_weight)
-    processes = min(data.processes, math.ceil(len(documents) / DOCUMENTS_PER_PROCESS))
-    if processes <= 1:
-        yield from map(make_encoder(*settings).encode, documents)
-        return
-    # A forked process could inherit a lock that one of the tokenizer's threads holds.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, settings)
-    try:
-        waiting: deque[Future[list[Episodes]]] = deque()
-        rest = iter(documents)
-        while chunk := list(islice(rest, 8)):
-            waiting.append(pool.submit(_encode, chunk))
-            if len(waiting) > 4 * processes:  # all at once would be all of them in memory
-                yield from waiting.popleft().result()
-        for last in waiting:
-            yield from last.result()
-    except BrokenProcessPool:
-        raise StageError(
-            f"one of {processes} tokenising processes was killed, probably for want of memory; lower data.processes"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+class Encoders:
+    """Encodes documents here or, where they are many, on processes, which are started once for all of a stage.
+
+    A context: what it started ends with it.
+    """
+
+    def __init__(self, data: Data, tokenizer_folder: Path):
+        self._most = data.processes
+        self._settings = (tokenizer_folder, data.max_written_tokens, data.max_read_tokens, data.overlong)
+        # A forked process could inherit a lock that one of the tokenizer's threads holds.
+        spawned = get_context("spawn")
+        self._pool = ProcessPoolExecutor(self._most, spawned, _start_worker, self._settings)  # each when it is needed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    @cached_property
+    def _here(self) -> EpisodeEncoder:
+        return make_encoder(*self._settings)
+
+    def encode(self, documents: Spool[Document], value_weight: float = 1.0) -> Generator[Episodes]:
+        """The documents' episodes, in their order whatever the number of processes."""
+        processes = min(self._most, math.ceil(len(documents) / DOCUMENTS_PER_PROCESS))
+        if processes <= 1:
+            yield from map(replace(self._here, value_weight=value_weight).encode, documents)
+            return
+        try:
+            waiting: deque[Future[list[Episodes]]] = deque()
+            rest = iter(documents)
+            while chunk := list(islice(rest, 8)):
+                waiting.append(self._pool.submit(_encode, chunk, value_weight))
+                if len(waiting) > 4 * processes:  # all at once would be all of them in memory
+                    yield from waiting.popleft().result()
+            for last in waiting:
+                yield from last.result()
+        except BrokenProcessPool:
+            raise StageError(
+                f"one of {self._most} tokenising processes was killed, probably for want of memory; lower "
+                "data.processes"
+            ) from None
+        finally:
+            for left in waiting:  # of questions beyond the limit
+                left.cancel()
 
 
 def make_encoder(tokenizer_folder: Path, *settings: Any) -> EpisodeEncoder:
@@ -174,8 +195,9 @@ def _start_worker(*settings: Any) -> None:
     _encoder = make_encoder(*settings)
 
 
-def _encode(documents: list[Document]) -> list[Episodes]:
-    return [_encoder.encode(document) for document in documents]
+def _encode(documents: list[Document], value_weight: float) -> list[Episodes]:
+    encoder = replace(_encoder, value_weight=value_weight)
+    return [encoder.encode(document) for document in documents]
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
