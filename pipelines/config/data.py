@@ -259,7 +259,7 @@ class Data(Section):
         default_factory=dict, description="what to train on: names of files in configs/data, or entries with a kind"
     )
     steps: Literal["mixed", "homogeneous"] = Field(
-        "mixed", description="whether an optimiser step draws from all sources or from a single one"
+        "mixed", description="whether an optimiser step draws from all sources or, texts of similar lengths, from one"
     )
     source: Literal["generated", "files", "hub"] | None = Field(
         None, description="where the papers come from, instead of sources"

@@ -146,11 +146,11 @@ def whole_chat(row: dict[str, Any]) -> list[dict[str, str]]:
 def read_rows(episodes: pa.Table, rows: Iterable[int], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Some columns of some rows, by name.
 
-    Not by take(), which copies a table of many batches whole before it takes anything: 0.6 s for a step's 32 papers
-    among 12,000, where this needs 4 ms.
+    Best for many rows at once: a table has a record batch for every few of them, and naming a column of it looks at all
+    of these, as slice() and take() do for every row.
     """
-    chosen = episodes.select(columns)
-    return [chosen.slice(row, 1).to_pylist()[0] for row in rows]
+    chosen = {name: episodes[name] for name in columns}
+    return [{name: column[row].as_py() for name, column in chosen.items()} for row in rows]
 
 
 def _remedy(folder: Path) -> str:

@@ -168,7 +168,7 @@ def collate_prompts(
     Args:
         context: put the written messages before the question, in one chat.
     """
-    rows = [row for group in groups for row in read_rows(episodes, group, episodes.column_names)]
+    rows = read_rows(episodes, [row for group in groups for row in group], episodes.column_names)
     for row in rows:
         row["context_ids"], row["segment_ids"] = [], []
         if context:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -125,14 +126,16 @@ def collate(
         keep: the sources whose answers' distributions are to be kept.
     """
     beside = beside or Beside()
-    questions = [read_rows(episodes, group, _COLUMNS) for group in groups]
-    texts = [rows[0] for rows in questions] + read_rows(episodes, beside.more, _COLUMNS)
+    numbers = list({*chain(*groups, beside.more, *beside.after)})
+    row_of = dict(zip(numbers, read_rows(episodes, numbers, _COLUMNS), strict=True))
+    questions = [[row_of[number] for number in group] for group in groups]
+    texts = [rows[0] for rows in questions] + [row_of[number] for number in beside.more]
     reads = [
         Read(row["question_ids"], row["answer_ids"], owner, row["answer_weights"])
         for owner, rows in enumerate(questions)
         for row in rows
     ]
-    after = [read_rows(episodes, rows, _COLUMNS) for rows in beside.after]
+    after = [[row_of[number] for number in rows] for rows in beside.after]
     others, repeat = None, None
     if beside.others is not None:
         others = torch.tensor([beside.others[read.owner] for read in reads])

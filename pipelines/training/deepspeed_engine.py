@@ -15,12 +15,13 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from pipelines.config import Train
+from pipelines.training.one_parameter import OneParameter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_engine(objective: nn.Module, train: Train, micro_batch: int, accumulation: int, device: torch.device):
-    """A ZeRO engine over the objective's parameters; the process group is Ray's.
+    """A ZeRO engine over the objective's parameters, which become one; the process group is Ray's.
 
     torch's AdamW is passed in (fused on a GPU): DeepSpeed's own would be compiled at start-up. Its learning rate is
     set before every step, see :func:`set_learning_rate`.
@@ -37,8 +38,10 @@ def make_engine(objective: nn.Module, train: Train, micro_batch: int, accumulati
         "bf16": {"enabled": train.precision == "bfloat16"},
         "zero_allow_untested_optimizer": True,
     }
-    optimizer = torch.optim.AdamW(objective.parameters(), weight_decay=train.weight_decay, fused=device.type == "cuda")
-    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
+    module = OneParameter(objective)
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=train.weight_decay, fused=device.type == "cuda")
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    module.point()  # DeepSpeed keeps parameters in a buffer of its own
     return engine
 
 
@@ -55,24 +58,28 @@ def gradient_norm(engine) -> float:
 
 def gather_state(engine) -> dict[str, Tensor]:
     """float32 master weights and Adam moments of every parameter, whole, on every worker (a collective call)."""
-    tensors = {}
-    for name, parameter in engine.module.named_parameters():
-        tensors[f"master.{name}"] = safe_get_full_fp32_param(parameter).cpu()
-        for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = safe_get_full_optimizer_state(parameter, moment).cpu()
-    return tensors
+    module: OneParameter = engine.module
+    wholes = {"master": safe_get_full_fp32_param(module.whole)}
+    wholes |= {moment: safe_get_full_optimizer_state(module.whole, moment) for moment in MOMENTS}
+    return {
+        f"{kind}.{name}": piece for kind, whole in wholes.items() for name, piece in module.pieces(whole.cpu()).items()
+    }
 
 
 def set_state(engine, tensors: dict[str, Tensor], step: int) -> None:
     """Set what :func:`gather_state` gave, on any number of workers, as the state after so many steps."""
     _create_moments(engine, step)
+    module: OneParameter = engine.module
+
+    def whole(kind: str) -> Tensor:
+        pieces = {name.removeprefix(f"{kind}."): part for name, part in tensors.items() if name.startswith(f"{kind}.")}
+        return module.join(pieces).to(module.whole.device)
+
     with torch.no_grad():
-        for name, parameter in engine.module.named_parameters():
-            master = tensors[f"master.{name}"].to(parameter.device)
-            parameter.copy_(master)
-            safe_set_full_fp32_param(parameter, master)
-            for moment in MOMENTS:
-                safe_set_full_optimizer_state(parameter, tensors[f"{moment}.{name}"].to(parameter.device), moment)
+        module.whole.copy_(whole("master"))
+        safe_set_full_fp32_param(module.whole, whole("master"))
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(module.whole, whole(moment), moment)
 
 
 def _create_moments(engine, step: int) -> None:

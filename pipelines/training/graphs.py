@@ -21,7 +21,7 @@ from transformers import masking_utils
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, Reads, Texts
 from pipelines.training.objective import EpisodeLoss, MemoryObjective
-from pipelines.training.padding import Shape, padded
+from pipelines.training.padding import Shape, padded, plan
 
 Pass = Callable[[], EpisodeLoss]
 
@@ -29,11 +29,10 @@ Pass = Callable[[], EpisodeLoss]
 class GraphCapture:
     """Makes graphs of passes. They share their memory, so what one leaves holds until another runs."""
 
-    warm_ups = 2
-    """Passes before a capture: the first compiles kernels, which can't be done inside one."""
-
     def __init__(self) -> None:
         self._pool: torch.cuda.MemPool | None = None
+        self._warm_ups = 2
+        """Passes before the next capture: they compile kernels and make handles, which can't be done inside one."""
 
     def __call__(self, function: Pass) -> Pass:
         """What does the same as ``function``, with the values that its tensors have then, and at the same places.
@@ -44,9 +43,11 @@ class GraphCapture:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(self.warm_ups):
+            for _ in range(self._warm_ups):
                 function()
         torch.cuda.current_stream().wait_stream(side)
+        self._warm_ups = 1  # what a shape still asks for is compiled kernels
+        torch.cuda.empty_cache()  # of these passes, which were outside of the pool
         graph = torch.cuda.CUDAGraph()
         # held here: a pool that only graphs hold goes with the last of them, and none can be made in it any more
         self._pool = self._pool or torch.cuda.MemPool()
@@ -79,7 +80,8 @@ class _Captured:
 class StepGraphs:
     """Losses of batches, each with its gradients, by passes that are captured as shapes come up.
 
-    A shape that turns out too small for a batch of its kind is captured anew, larger.
+    A batch takes the smallest shape that was prepared and holds it. Where there is none it takes the one of its kind,
+    which is captured anew, larger, when it turns out too small.
 
     Args:
         objective: what computes the losses; its parameters are trained in tensors that are updated in place.
@@ -87,15 +89,34 @@ class StepGraphs:
     """
 
     def __init__(self, objective: MemoryObjective, capture: Callable[[Pass], Pass] | None = None):
-        self._losses, self._parameters = _Losses(objective), list(objective.parameters())
+        self._losses = _Losses(objective)
         self._capture = capture or GraphCapture()
-        self._captured: dict[tuple, _Captured] = {}
+        self._plan: list[Shape] = []
+        self._captured: dict[Shape | tuple, _Captured] = {}
         self._gradients: list[Tensor] = []
 
     @property
     def count(self) -> int:
         """Shapes so far."""
         return len(self._captured)
+
+    def prepare(self, sample: Sequence[EpisodeBatch], count: int) -> None:
+        """Plans shapes for the batches to come, and captures them.
+
+        The largest comes first: the others then find its memory free, and all need little more than it does.
+
+        Args:
+            sample: some of the batches, on a GPU.
+            count: of all of them.
+
+        Raises:
+            StageError: this backbone's pass can't be captured.
+        """
+        self._plan = plan([Shape.of(batch) for batch in sample], count)
+        examples = {shape: batch for batch in sample if (shape := self._planned(batch))}
+        self._plan = [shape for shape in self._plan if shape in examples]  # smaller ones may hold all of another's
+        for shape in reversed(self._plan):
+            self._captured[shape] = self._of_shape(shape, examples[shape])
 
     def __call__(self, batch: EpisodeBatch) -> EpisodeLoss:
         """The losses of a batch on a GPU; they hold until the next call, and ``loss`` can be differentiated once.
@@ -107,10 +128,12 @@ class StepGraphs:
         for ours, theirs in zip(_tensors(captured.batch), _tensors(padded(batch, captured.shape)), strict=True):
             ours.copy_(theirs)
         result = captured.run()
-        loss = _HandOn.apply(result.loss, self._gradients, *self._parameters)
+        loss = _HandOn.apply(result.loss, self._gradients, *self._losses.parameters())
         return result._replace(loss=loss, token_nll=result.token_nll[: len(batch.answer_ids)])
 
     def _for(self, batch: EpisodeBatch) -> _Captured:
+        if planned := self._planned(batch):
+            return self._captured[planned]
         shape = Shape.of(batch).rounded()
         found = self._captured.get(shape.kind)
         if found is not None:
@@ -121,9 +144,14 @@ class StepGraphs:
             self._captured[shape.kind] = self._of_shape(shape, batch)
         return self._captured[shape.kind]
 
+    def _planned(self, batch: EpisodeBatch) -> Shape | None:
+        """The smallest shape of the plan that holds a batch."""
+        own = Shape.of(batch)
+        return next((shape for shape in self._plan if shape.holds(own)), None)
+
     def _of_shape(self, shape: Shape, batch: EpisodeBatch) -> _Captured:
         if not self._gradients:
-            self._gradients = [torch.empty_like(parameter) for parameter in self._parameters]
+            self._gradients = [torch.empty_like(parameter) for parameter in self._losses.parameters()]
         own = padded(batch, shape)
         if own.contrast is not None:  # which is not padded, so it is the batch's
             own = replace(own, contrast=own.contrast.clone())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +20,10 @@ from pipelines.training.beside import Beside, Companions
 
 if TYPE_CHECKING:  # benchmarks run where what reads configurations isn't installed
     from pipelines.config import Data, Train
+
+
+ALIKE = 32
+"""Steps among which groups of similar lengths are dealt."""
 
 
 class MicroBatch(NamedTuple):
@@ -74,7 +78,8 @@ class Schedule:
 
     Of a mixture every source is such an order of its own, and a step's groups, or all of them if the steps are to be
     homogeneous, are the next of the sources that are drawn for it by (seed, step). An epoch is as many groups as the
-    sources have together.
+    sources have together. Homogeneous steps are of groups of similar lengths, too: among the next few dozen steps of a
+    source its groups are sorted by length and dealt to them, so that little of a step is padding.
 
     Args:
         mixture: weights and kind of steps, where the episodes are of several sources.
@@ -114,6 +119,7 @@ class Schedule:
         total = self.steps_per_epoch * train.epochs
         self.steps = min(total, train.max_steps) if train.max_steps else total
         self._members = self._by_source(episodes["source"], mixture)
+        self._alike = mixture is not None and mixture.homogeneous
         self._drawn = self._draw(mixture)
         self._order = lru_cache(maxsize=2 * len(self._members))(self._shuffled)
 
@@ -161,7 +167,20 @@ class Schedule:
         """The order of a source's groups in one of its epochs, by their places among its members."""
         # the first source's orders are those of a training on it alone
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch + source * 7_919_000_017)
-        return torch.randperm(len(self._members[source]), generator=generator).tolist()
+        order = torch.randperm(len(self._members[source]), generator=generator).tolist()
+        if not self._alike:
+            return order
+        lengths = [self.lengths[group] for group in self._members[source]]
+        blocks = _runs(order, ALIKE * self.per_step)
+        return [place for block in blocks for place in self._dealt(block, lengths, generator)]
+
+    def _dealt(self, block: list[int], lengths: Sequence[int], generator: torch.Generator) -> Iterator[int]:
+        """Places of groups, those of similar lengths in a step, the steps in a random order."""
+        steps = _runs(sorted(block, key=lengths.__getitem__), self.per_step)
+        last = steps.pop() if len(steps[-1]) < self.per_step else []  # filled up from the epoch's beginning
+        for number in torch.randperm(len(steps), generator=generator).tolist():
+            yield from steps[number]
+        yield from last
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """The micro-batches of one worker in one step."""
@@ -174,6 +193,10 @@ class Schedule:
         weights = [size * len(batches) / sum(sizes) for size in sizes]
         beside = self._companions.beside(step, self.steps, batches) if self._companions else [None] * len(batches)
         return list(map(MicroBatch, batches, weights, beside))[rank :: self.workers]
+
+
+def _runs(values: list[int], length: int) -> list[list[int]]:
+    return [values[start : start + length] for start in range(0, len(values), length)]
 
 
 def cut_evenly(lengths: list[int], parts: int) -> list[int]:

@@ -32,6 +32,9 @@ from pipelines.training.schedule import MicroBatch
 from pipelines.training.task import WorkerTask
 from pipelines.training.validation import Validation
 
+SAMPLED_STEPS = 400
+"""Steps whose batches are looked at to plan the shapes of CUDA graphs."""
+
 
 def train_worker(task: WorkerTask, saved: Path | None) -> None:
     """Train one cell on this worker (Ray calls it on each), from a checkpoint where there is one."""
@@ -57,9 +60,15 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
     profiler = start_profiler(train.profile_steps, Path(task.trace)) if train.profile_steps and rank == 0 else None
 
     def share(step: int) -> tuple[list[MicroBatch], list[EpisodeBatch]]:
-        """What this worker reads in a step, and the same as tensors."""
+        """What this worker reads in a step, and the same as tensors on its device."""
         micro_batches = schedule.micro_batches(step, rank)
-        return micro_batches, [recipe.collate(episodes, micro.groups, micro.beside) for micro in micro_batches]
+        made = (recipe.collate(episodes, micro.groups, micro.beside) for micro in micro_batches)
+        return micro_batches, [batch.to(device) for batch in made]
+
+    if graphs := getattr(objective, "graphs", None):
+        some = range(0, schedule.steps, -(-schedule.steps // SAMPLED_STEPS))
+        sample = [batch for step in some for batch in share(step)[1]]
+        graphs.prepare(sample, schedule.steps * schedule.accumulation)
 
     began = time.perf_counter()
     for step, (micro_batches, batches) in one_ahead(share, range(start, schedule.steps)):
@@ -67,9 +76,9 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
         engines.set_learning_rate(engine, rate)
         effect = {}
         if look_every and step % look_every == 0:  # before the step has learnt from them
-            effect = {"memory_effect": _memory_effect(engine, recipe, episodes, micro_batches, device)}
+            effect = {"memory_effect": _memory_effect(objective, recipe, episodes, micro_batches, device)}
         weights = [micro.weight for micro in micro_batches]
-        means, by_source, tokens = _learn(engine, recipe, batches, weights, device)
+        means, by_source, tokens = _learn(engine, recipe, batches, weights)
         row, tokens = _reduce(means | effect, tokens, workers)
         row |= _means_by_source(by_source, recipe.sources)
         seconds = time.perf_counter() - began
@@ -107,19 +116,19 @@ def _resume(engine, saved: Path | None, workers: int) -> tuple[int, list[dict[st
 
 
 def _memory_effect(
-    engine, recipe: Recipe, episodes: pa.Table, micro_batches: Sequence[MicroBatch], device: torch.device
+    objective, recipe: Recipe, episodes: pa.Table, micro_batches: Sequence[MicroBatch], device: torch.device
 ) -> Tensor:
     batches = [(recipe.collate(episodes, micro.groups).to(device), micro.weight) for micro in micro_batches]
-    return engine.module.memory_effect(batches)
+    return objective.memory_effect(batches)
 
 
 def _learn(
-    engine, recipe: Recipe, batches: Sequence[EpisodeBatch], weights: Sequence[float], device: torch.device
+    engine, recipe: Recipe, batches: Sequence[EpisodeBatch], weights: Sequence[float]
 ) -> tuple[dict[str, Tensor], Tensor, int]:
     """One optimiser step; returns this worker's metrics, scalars on its device, sums by source, and the tokens read."""
     names, means, tokens = [], [], 0
-    by_source = torch.zeros(len(recipe.sources), 2, device=device)
-    for batch, weight in zip((batch.to(device) for batch in batches), weights, strict=True):
+    by_source = torch.zeros(len(recipe.sources), 2, device=batches[0].input_ids.device)
+    for batch, weight in zip(batches, weights, strict=True):
         tokens += batch.tokens
         result = engine(batch)
         metrics = recipe.metrics(result)

@@ -106,6 +106,22 @@ def test_a_mixture_of_one_source_is_a_training_on_it_alone():
         assert [alone.micro_batches(step, r) for r in (0, 1)] == [mixture.micro_batches(step, r) for r in (0, 1)]
 
 
+def test_homogeneous_steps_are_of_similar_lengths_and_come_in_no_order_of_them():
+    lengths = torch.randint(1, 500, (4 * 700,), generator=torch.Generator().manual_seed(0)).tolist()
+    table = episodes([1] * len(lengths), width=lengths.__getitem__, source=lambda paper: "a")
+    options = train(max_steps=700, num_workers=1, micro_batch_size=4)
+    spreads, means = {}, {}
+    for homogeneous in (False, True):
+        schedule = Schedule(table, options, 0, 1, Mixture({"a": 1.0}, homogeneous))
+        steps = [[lengths[row] for row in drawn(schedule, step)] for step in range(schedule.steps)]
+        assert sorted(length for step in steps for length in step) == sorted(lengths)  # an epoch, each once
+        spreads[homogeneous] = sum(max(step) - min(step) for step in steps) / len(steps)
+        means[homogeneous] = torch.tensor([sum(step) / 4 for step in steps])
+    assert spreads[True] < 0.1 * spreads[False]
+    following = torch.corrcoef(torch.stack([means[True][:-1], means[True][1:]]))[0, 1]
+    assert abs(following) < 0.15
+
+
 def test_a_source_is_drawn_from_between_its_start_and_its_stop_and_by_its_weight_then():
     spans = {"a": (0.5, 1.0), "b": (0.0, 0.75)}
     schedule, owners = mixed(spans=spans, weights={"a": 1.0, "b": 1.0, "c": 2.0}, max_steps=200, epochs=999)

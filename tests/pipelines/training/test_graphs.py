@@ -66,7 +66,8 @@ def test_some_batches_have_replies_to_keep_and_some_have_none():
     assert {batch.kept is None for batch in batches(9)} == {True, False}
 
 
-def test_padded_passes_with_gradients_handed_on_train_as_plain_ones(tiny_model):
+@pytest.mark.parametrize("planned", [False, True])
+def test_padded_passes_with_gradients_handed_on_train_as_plain_ones(tiny_model, planned):
     plain, padded = make(tiny_model), make(tiny_model)
     captures = []
 
@@ -75,7 +76,13 @@ def test_padded_passes_with_gradients_handed_on_train_as_plain_ones(tiny_model):
         return function
 
     padded.graphs = StepGraphs(padded, run_again)
+    if planned:
+        padded.graphs.prepare(batches(9), 10**6)
+        prepared = len(captures)
+        assert prepared == padded.graphs.count > 5
     expected, found = trained(plain, 27), trained(padded, 27)
+    if planned:
+        assert len(captures) == prepared
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), atol=2e-4, rtol=1e-4)
     for ours, theirs in zip(found[1], expected[1], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
@@ -87,13 +94,16 @@ def test_padded_passes_with_gradients_handed_on_train_as_plain_ones(tiny_model):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("planned", [False, True])
 @pytest.mark.parametrize("compiled", [False, True, "layers"])
-def test_graphs_train_as_plain_passes(tiny_model, compiled):
+def test_graphs_train_as_plain_passes(tiny_model, compiled, planned):
     from deltamem.backbone.compiled_layers import compile_backbone
 
     plain, graphed = make(tiny_model, "cuda"), make(tiny_model, "cuda")
     compile_backbone(graphed.model[0].base_model, compiled)
     graphed.graphs = StepGraphs(graphed)
+    if planned:
+        graphed.graphs.prepare([batch.to(torch.device("cuda")) for batch in batches(9)], 10**6)
     expected, found = trained(plain, 27, "cuda"), trained(graphed, 27, "cuda")
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), atol=5e-3, rtol=1e-3)
     assert 0 < graphed.graphs.count < 27

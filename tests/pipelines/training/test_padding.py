@@ -11,7 +11,7 @@ from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.training.batches import Read, collate
 from pipelines.training.beside import Beside
 from pipelines.training.objective import MemoryObjective
-from pipelines.training.padding import ReadShape, Shape, padded
+from pipelines.training.padding import CAPTURE, ReadShape, Shape, padded, plan
 from tests.pipelines.training.episodes import episodes
 
 
@@ -83,3 +83,50 @@ def test_a_rounded_shape_holds_what_it_is_made_of_and_little_more(size):
     for found in (rounded.texts, rounded.questions.prompts):
         assert size <= found <= 1.125 * size + 1
     assert len({replace(shape, width=w).rounded().width for w in range(16, 257)}) == 9
+
+
+sizes = st.integers(1, 400)
+shapes = st.builds(
+    Shape,
+    texts=st.integers(1, 80), width=sizes, later=st.integers(0, 2), contrast=st.booleans(), kept=st.booleans(),
+    questions=st.builds(ReadShape, st.integers(1, 140), sizes, sizes),
+    repeat=st.none() | st.builds(ReadShape, st.integers(1, 20), sizes, sizes),
+)  # fmt: skip
+
+
+@given(st.lists(shapes, min_size=1, max_size=25), st.integers(25, 20_000))
+def test_a_plan_holds_every_shape_that_it_was_made_of(sample, steps):
+    planned = plan(sample, steps)
+    assert len(set(planned)) == len(planned) <= len(sample)
+    assert [shape.tokens for shape in planned] == sorted(shape.tokens for shape in planned)
+    for shape in sample:
+        assert any(one.holds(shape) for one in planned)
+    assert {one.differs_in for one in planned} == {shape.differs_in for shape in sample}
+
+
+@given(st.lists(shapes, min_size=2, max_size=25), st.integers(25, 20_000))
+def test_a_plan_takes_no_longer_than_a_graph_for_each_shape_or_for_each_kind(sample, steps):
+    """In padded tokens, with what making the graphs takes."""
+
+    def time(shapes):
+        padded_to = [min(one.tokens for one in shapes if one.holds(shape.rounded())) for shape in sample]
+        return CAPTURE * len(shapes) + sum(padded_to) * steps / len(sample)
+
+    assert time(plan(sample, steps)) <= time({shape.rounded() for shape in sample}) * (1 + 1e-9)
+
+
+def test_a_long_training_gets_more_shapes_than_a_short_one():
+    one = replace(Shape.of(batch()), texts=64)
+    sample = [replace(one, width=width) for width in range(16, 400)]
+    assert [len(plan(sample, steps)) for steps in (1, 100, 10**6)] == [1, 3, 12]
+
+
+def test_what_a_batch_holds_beside_its_questions_is_not_padded():
+    one = Shape.of(batch())
+    assert one.holds(one) and one.rounded().holds(one)
+    others = {"later": 2}, {"contrast": False}, {"kept": False}, {"repeat": None}
+    for other in (replace(one, **change) for change in others):
+        assert not one.rounded().holds(other)
+    assert not one.holds(replace(one, width=one.width + 1))
+    assert not one.holds(replace(one, texts=one.texts + 1))
+    assert not one.holds(replace(one, questions=ReadShape(6, 99, 4)))
