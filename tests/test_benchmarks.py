@@ -12,6 +12,7 @@ from benchmarks import (
     cluster_occupancy,
     eight_gpus,
     generation,
+    machine,
     memory_curves,
     real_text,
     scaling,
@@ -162,6 +163,30 @@ def test_scaling(tmp_path):
     one, two = rows(out)
     assert one["efficiency"] == 1 and one["collectives"] < two["collectives"] < 1
     assert two["efficiency"] == pytest.approx(one["step s"] / (2 * two["step s"]))
+
+
+def test_the_table_of_a_machine_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsys):
+    broken = machine.Part(1, ["training_step"], ["training_step", "--shape", "no-such"])
+    monkeypatch.setattr(machine, "PARTS", {"step": machine.PARTS["step"], "small": broken, "workers": broken})
+    (tmp_path / "workers.json").write_text(json.dumps({"rows": [{"workers": 2, "efficiency": 0.5}]}))
+    machine.main(tmp_path, tiny=True)
+    said = capsys.readouterr()
+    assert "workers: measured already" in said.err and "small: ended with 2; see" in said.err
+    told = {cells[1].strip(): [cell.strip() for cell in cells[3:5]] for line in said.out.splitlines()
+            if len(cells := line.split("│")) > 4}  # fmt: skip
+    (_, *_, measured) = rows(tmp_path / "step.json")
+    assert told["step 8,192 + 512 over its backbone"] == [f"{measured['over backbone']:.4g}", "rehearsed"]
+    assert told["two workers, efficiency"] == ["0.5", "rehearsed"]
+    assert "ended with 2" in told["evidence, episodes/s"][1] and told["decoding, batch 1, tok/s"][1] == "not measured"
+    before = (tmp_path / "step.json").stat().st_mtime_ns
+    machine.main(tmp_path, minutes=0)
+    assert "small: needs 1 GPU" in (err := capsys.readouterr().err) or "small: takes about 1 s, and 0 are left" in err
+    assert (tmp_path / "step.json").stat().st_mtime_ns == before
+
+
+def test_every_goal_is_read_from_a_part():
+    assert {goal.part for goal in machine.GOALS} == set(machine.PARTS)
+    assert sum(part.seconds for part in machine.PARTS.values() if part.gpus == 1) <= 600
 
 
 @pytest.fixture
