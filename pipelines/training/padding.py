@@ -80,19 +80,24 @@ class Shape:
         )
 
     @property
-    def kind(self) -> tuple:
-        """What shapes that may grow into each other have in common."""
-        return self.texts, self.width, self.later, self.contrast, self.kept, self.repeat is None
-
-    def joined(self, other: Shape) -> Shape:
-        """The smallest shape of the same kind that holds both."""
-        repeat = self.repeat and other.repeat and _larger(self.repeat, other.repeat)
-        return replace(self, questions=_larger(self.questions, other.questions), repeat=repeat)
-
-    @property
-    def differs_in(self) -> tuple:
+    def fixed(self) -> tuple:
         """What padding can't make up for."""
         return self.later, self.contrast, self.kept, self.repeat is None
+
+    @property
+    def kind(self) -> tuple:
+        """What shapes that may grow into each other have in common."""
+        return self.texts, self.width, *self.fixed
+
+    def joined(self, other: Shape) -> Shape:
+        """The smallest shape that holds two that differ in sizes only."""
+        return replace(
+            self,
+            texts=max(self.texts, other.texts),
+            width=max(self.width, other.width),
+            questions=_larger(self.questions, other.questions),
+            repeat=self.repeat and other.repeat and _larger(self.repeat, other.repeat),
+        )
 
     @property
     def tokens(self) -> int:
@@ -104,11 +109,7 @@ class Shape:
 
     def holds(self, other: Shape) -> bool:
         """Whether a batch of the other shape can be padded to this one."""
-        return self.differs_in == other.differs_in and self == self._covering(other)
-
-    def _covering(self, other: Shape) -> Shape:
-        """The smallest shape that holds two that differ in sizes only."""
-        return replace(self.joined(other), texts=max(self.texts, other.texts), width=max(self.width, other.width))
+        return self.fixed == other.fixed and self == self.joined(other)
 
 
 def plan(sample: Sequence[Shape], steps: int) -> list[Shape]:
@@ -124,16 +125,16 @@ def plan(sample: Sequence[Shape], steps: int) -> list[Shape]:
     found = {shape: count * steps / len(sample) for shape, count in counts.items()}
 
     def saved(one: Shape, other: Shape) -> float:
-        both = one._covering(other).tokens
+        both = one.joined(other).tokens
         return CAPTURE - found[one] * (both - one.tokens) - found[other] * (both - other.tokens)
 
     def pairs(shapes: Iterable[tuple[Shape, Shape]]) -> dict[tuple[Shape, Shape], float]:
-        return {pair: saved(*pair) for pair in shapes if pair[0].differs_in == pair[1].differs_in}
+        return {pair: saved(*pair) for pair in shapes if pair[0].fixed == pair[1].fixed}
 
     gains = pairs(combinations(found, 2))
     while gains and max(gains.values()) > 0:
         one, other = max(gains, key=gains.__getitem__)
-        joined, count = one._covering(other), found.pop(one) + found.pop(other)
+        joined, count = one.joined(other), found.pop(one) + found.pop(other)
         found[joined] = found.pop(joined, 0) + count
         gains = {pair: gain for pair, gain in gains.items() if not {one, other, joined} & {*pair}}
         gains |= pairs((joined, shape) for shape in found if shape != joined)

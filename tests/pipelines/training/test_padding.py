@@ -101,7 +101,7 @@ def test_a_plan_holds_every_shape_that_it_was_made_of(sample, steps):
     assert [shape.tokens for shape in planned] == sorted(shape.tokens for shape in planned)
     for shape in sample:
         assert any(one.holds(shape) for one in planned)
-    assert {one.differs_in for one in planned} == {shape.differs_in for shape in sample}
+    assert {one.fixed for one in planned} == {shape.fixed for shape in sample}
 
 
 @given(st.lists(shapes, min_size=2, max_size=25), st.integers(25, 20_000))
