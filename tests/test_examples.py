@@ -97,7 +97,7 @@ def test_the_servers_page_shows_what_the_openai_client_gets(loaded, folder, tmp_
         run("docs/server.md", {"http://localhost:8000/v1": f"{server.url}/v1"})
     finally:
         server.stop()
-    assert capsys.readouterr().out == "Your sister works as a dentist.\n"
+    assert capsys.readouterr().out == "Your sister is a dentist.\n"
 
 
 @pytest.mark.slow

@@ -7,18 +7,18 @@ GPU needed for all of the step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 
 class OneParameter(nn.Module):
     """An objective with a single parameter, of which the objective's own are pieces.
 
     Args:
-        objective: its parameters are of one dtype and on one device.
+        objective: returns a named tuple with a ``loss``; its parameters are of one dtype and on one device.
     """
 
     def __init__(self, objective: nn.Module):
@@ -30,10 +30,12 @@ class OneParameter(nn.Module):
         self.point()
 
     def forward(self, *args: Any) -> Any:
+        """What the objective returns, whose loss has its gradient in the whole."""
         (objective,) = self.objective
+        result = objective(*args)
         if not torch.is_grad_enabled():
-            return objective(*args)
-        return functional_call(objective, self.pieces(self.whole), args)
+            return result
+        return result._replace(loss=_Gathered.apply(self.whole, [result.loss], list(objective.parameters())))
 
     def point(self) -> None:
         """Lets the objective's parameters be views of the whole, after it was moved."""
@@ -50,3 +52,21 @@ class OneParameter(nn.Module):
     def join(self, pieces: dict[str, Tensor]) -> Tensor:
         """The inverse of :meth:`pieces`, as a new tensor."""
         return torch.cat([pieces[name].reshape(-1) for name in self._shapes])
+
+
+class _Gathered(torch.autograd.Function):
+    """A loss whose gradients of some parameters are the pieces of its gradient of the whole.
+
+    The loss comes in a list, in which autograd doesn't see it: its backward pass is run here, for the parameters.
+    """
+
+    @staticmethod
+    def forward(ctx, whole: Tensor, loss: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
+        (ctx.loss,), ctx.parameters = loss, parameters
+        return ctx.loss.detach().clone()
+
+    @staticmethod
+    def backward(ctx, *d_loss: Tensor) -> tuple[Tensor, None, None]:
+        options = {"allow_unused": True, "materialize_grads": True}
+        gradients = torch.autograd.grad(ctx.loss, ctx.parameters, d_loss, **options)
+        return torch.cat([gradient.reshape(-1) for gradient in gradients]), None, None

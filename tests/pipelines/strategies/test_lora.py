@@ -27,6 +27,7 @@ from pipelines.strategies.lora import (
     size,
     trainable,
 )
+from pipelines.training.one_parameter import OneParameter
 
 
 def lora(**changes):
@@ -176,6 +177,22 @@ def test_training_it_lowers_the_loss_and_the_masters_go_back_into_the_model(base
     fresh = make_lora(tiny_model("qwen3", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id), lora())
     fill(fresh, tensors)
     assert PromptObjective(fresh)(batch).loss.item() == pytest.approx(objective(batch).loss.item(), abs=1e-5)
+
+
+def test_pieces_of_one_parameter_learn_what_its_own_do(base, episodes):
+    batch = collate_prompts(episodes, [[0], [1]], byte_tokenizer(), context=True)
+    objective = PromptObjective(make_lora(base, lora()).eval())
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.normal_(0, 0.1)
+    loss = objective(batch).loss
+    expected = torch.autograd.grad(loss, list(objective.parameters()))
+    module = OneParameter(objective)
+    found = module(batch).loss
+    found.backward()
+    assert found.item() == loss.item() and not any(parameter.grad is not None for parameter in objective.parameters())
+    for ours, theirs in zip(module.pieces(module.whole.grad).values(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
 def test_the_loss_is_the_mean_over_questions_of_the_likelihood_per_token(base, episodes):

@@ -19,6 +19,7 @@ from pipelines.strategies.memgen_reader import EvaluatedMemGen
 from pipelines.strategies.memgen_recipe import MemGenObjective, load_memgen
 from pipelines.train import train_cell
 from pipelines.training.batches import collate
+from pipelines.training.one_parameter import OneParameter
 from tests.pipelines.generated_run import prepare_run
 from tests.pipelines.training.episodes import episodes
 
@@ -114,6 +115,18 @@ def test_only_the_weaver_is_trained_and_all_of_it(memgen):
     untouched = [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.count_nonzero()]
     assert untouched == []
     assert not [name for name, p in memgen.base.named_parameters() if p.grad is not None and "lora" not in name]
+
+
+def test_pieces_of_one_parameter_learn_what_the_weavers_own_do(memgen):
+    memgen.ends[8] = True
+    batch, objective = collate(episodes([2]), [[0, 1]], 0), MemGenObjective(memgen)
+    expected = torch.autograd.grad(objective(batch).loss, list(objective.parameters()))
+    module = OneParameter(objective)
+    module(batch).loss.backward()
+    assert not any(parameter.grad is not None for parameter in objective.parameters())
+    for ours, theirs in zip(module.pieces(module.whole.grad).values(), expected, strict=True):
+        assert theirs.count_nonzero()
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
 def test_recomputed_activations_give_the_same_gradients(memgen):
