@@ -67,8 +67,7 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
 
     if graphs := getattr(objective, "graphs", None):
         some = range(0, schedule.steps, -(-schedule.steps // SAMPLED_STEPS))
-        sample = [batch for step in some for batch in share(step)[1]]
-        graphs.prepare(sample, schedule.steps * schedule.accumulation)
+        graphs.prepare([batch for step in some for batch in share(step)[1]], schedule.steps * schedule.accumulation)
 
     began = time.perf_counter()
     for step, (micro_batches, batches) in one_ahead(share, range(start, schedule.steps)):
