@@ -8,10 +8,11 @@ OUT it goes on with what is missing. At the end stands every goal with what was 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -39,37 +40,31 @@ class Part:
     """
 
     seconds: int
-    words: Sequence[str]
-    tiny: Sequence[str] | None
+    words: str
+    tiny: str | None
     gpus: int = 1
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
 _STEP = "training_step --strategy tsw"
-_TINY_STEP = _words(f"{_STEP} --shape tiny --written 32 --read 8 --repeats 1")
+_TINY_STEP = f"{_STEP} --shape tiny --written 32 --read 8 --repeats 1"
 _DECODE = "generation --no-eager --strategy tsw"
 _SCALING = "scaling --workers 1 --workers 2"
 PARTS = {
-    "scan": Part(25, _words("scan --states 1 --tokens 8192 --tokens 131072"), None),
-    "step": Part(35, _words(f"{_STEP} --repeats 3"), _TINY_STEP),
+    "scan": Part(25, "scan --states 1 --tokens 8192 --tokens 131072", None),
+    "step": Part(35, f"{_STEP} --repeats 3", _TINY_STEP),
     "decode": Part(
         130,
-        _words(f"{_DECODE} --compiled --prefill 8192 --repeats 3"),
-        _words(f"{_DECODE} --shape tiny --prefill 16 --context 16 --tokens 2 --repeats 1"),
+        f"{_DECODE} --compiled --prefill 8192 --repeats 3",
+        f"{_DECODE} --shape tiny --prefill 16 --context 16 --tokens 2 --repeats 1",
     ),
     "small": Part(
         180,
-        [*_words("small_steps --work short --work evidence"), "--way", "graphed, layers compiled"],
-        _words("small_steps --shape tiny --work short --work evidence --way plain --steps 1 --scale 0.05"),
+        'small_steps --work short --work evidence --way "graphed, layers compiled"',
+        "small_steps --shape tiny --work short --work evidence --way plain --steps 1 --scale 0.05",
     ),
-    "start": Part(100, _words("start_up --workers 1 --runs 2"), _words("start_up --shape tiny --workers 1 --runs 1")),
-    "compiled step": Part(60, _words(f"{_STEP} --compiled --repeats 3"), _TINY_STEP),
-    "workers": Part(
-        90, _words(_SCALING), _words(f"{_SCALING} --shape tiny --written 32 --read 8 --batch 2 --steps 1"), gpus=2
-    ),
+    "start": Part(100, "start_up --workers 1 --runs 2", "start_up --shape tiny --workers 1 --runs 1"),
+    "compiled": Part(60, f"{_STEP} --compiled --repeats 3", _TINY_STEP),
+    "workers": Part(90, _SCALING, f"{_SCALING} --shape tiny --written 32 --read 8 --batch 2 --steps 1", gpus=2),
 }
 """By the names of their files, in the order in which they are run."""
 
@@ -101,10 +96,10 @@ GOALS = (
     Goal("scan forward, T = 8,192, µs", "scan", lambda rows: _one(rows, "forward", T=8192, scan="triton"), 43),
     Goal("scan forward, T = 131,072, µs", "scan", lambda rows: _one(rows, "forward", T=131072, scan="triton"), 170),
     Goal("step 8,192 + 512 over its backbone", "step", lambda rows: _one(rows, "over backbone", strategy="tsw"), 1.10),
-    Goal("the same compiled, s", "compiled step", lambda rows: _one(rows, "seconds", strategy="tsw"), 0.45),
+    Goal("the same compiled, s", "compiled", lambda rows: _one(rows, "seconds", strategy="tsw"), 0.45),
     Goal(
         "the same over its compiled backbone",
-        "compiled step",
+        "compiled",
         lambda rows: _one(rows, "over backbone", strategy="tsw"),
         1.08,
     ),
@@ -136,7 +131,7 @@ def main(
     ends, gpus = time.monotonic() + 60 * minutes, len(visible_gpus())
     left_out = {}
     for name, part in PARTS.items():
-        file = out / f"{name.replace(' ', '_')}.json"
+        file = out / f"{name}.json"
         left = ends - time.monotonic()
         words = part.tiny if tiny else part.words
         if file.exists():
@@ -152,11 +147,11 @@ def main(
     Console(width=160).print(_table(out, left_out, tiny))
 
 
-def _run(name: str, words: Sequence[str], file: Path, seconds: float) -> str | None:
+def _run(name: str, words: str, file: Path, seconds: float) -> str | None:
     """Runs one part; returns why it has no numbers, None where it has."""
-    console.print(f"{name}: python -m benchmarks.{' '.join(words)}")
+    console.print(f"{name}: python -m benchmarks.{words}")
     partial, log = file.with_suffix(".partial"), file.with_suffix(".log")
-    module, *options = words
+    module, *options = shlex.split(words)
     command = [sys.executable, "-m", f"benchmarks.{module}", *options, "--out", str(partial)]
     try:
         with log.open("w", encoding="utf-8") as told:
@@ -176,7 +171,7 @@ def _table(out: Path, left_out: dict[str, str], tiny: bool) -> Table:
         table.add_column(column, justify="right" if column in ("goal", "here") else "left")
     for goal in GOALS:
         bound = f"{'≥' if goal.more else '≤'} {goal.goal:g}"
-        file = out / f"{goal.part.replace(' ', '_')}.json"
+        file = out / f"{goal.part}.json"
         try:
             value = goal.of(json.loads(file.read_text(encoding="utf-8"))["rows"])
         except (OSError, LookupError):

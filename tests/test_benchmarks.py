@@ -166,7 +166,7 @@ def test_scaling(tmp_path):
 
 
 def test_the_table_of_a_machine_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsys):
-    broken = machine.Part(1, ["training_step"], ["training_step", "--shape", "no-such"])
+    broken = machine.Part(1, "training_step", "training_step --shape no-such")
     monkeypatch.setattr(machine, "PARTS", {"step": machine.PARTS["step"], "small": broken, "workers": broken})
     (tmp_path / "workers.json").write_text(json.dumps({"rows": [{"workers": 2, "efficiency": 0.5}]}))
     machine.main(tmp_path, tiny=True)

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -143,15 +143,20 @@ class Encoders:
     def __init__(self, data: Data, tokenizer_folder: Path):
         self._most = data.processes
         self._settings = (tokenizer_folder, data.max_written_tokens, data.max_read_tokens, data.overlong)
-        # A forked process could inherit a lock that one of the tokenizer's threads holds.
-        spawned = get_context("spawn")
-        self._pool = ProcessPoolExecutor(self._most, spawned, _start_worker, self._settings)  # each when it is needed
+        self._started = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._started.close()
+
+    @cached_property
+    def _pool(self) -> ProcessPoolExecutor:
+        """Starts each of its processes when it is needed."""
+        # A forked process could inherit a lock that one of the tokenizer's threads holds.
+        pool = ProcessPoolExecutor(self._most, get_context("spawn"), _start_worker, self._settings)
+        return self._started.enter_context(pool)
 
     @cached_property
     def _here(self) -> EpisodeEncoder:

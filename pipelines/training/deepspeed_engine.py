@@ -76,8 +76,9 @@ def set_state(engine, tensors: dict[str, Tensor], step: int) -> None:
         return module.join(pieces).to(module.whole.device)
 
     with torch.no_grad():
-        module.whole.copy_(whole("master"))
-        safe_set_full_fp32_param(module.whole, whole("master"))
+        master = whole("master")
+        module.whole.copy_(master)
+        safe_set_full_fp32_param(module.whole, master)
         for moment in MOMENTS:
             safe_set_full_optimizer_state(module.whole, whole(moment), moment)
 

@@ -89,7 +89,7 @@ class StepGraphs:
     """
 
     def __init__(self, objective: MemoryObjective, capture: Callable[[Pass], Pass] | None = None):
-        self._losses = _Losses(objective)
+        self._losses, self._parameters = _Losses(objective), list(objective.parameters())
         self._capture = capture or GraphCapture()
         self._plan: list[Shape] = []
         self._captured: dict[Shape | tuple, _Captured] = {}
@@ -112,8 +112,11 @@ class StepGraphs:
         Raises:
             StageError: this backbone's pass can't be captured.
         """
-        self._plan = plan([Shape.of(batch) for batch in sample], count)
-        examples = {shape: batch for batch in sample if (shape := self._planned(batch))}
+        shapes = [Shape.of(batch) for batch in sample]
+        self._plan = plan(shapes, count)
+        examples = {
+            planned: batch for batch, own in zip(sample, shapes, strict=True) if (planned := self._planned(own))
+        }
         self._plan = [shape for shape in self._plan if shape in examples]  # smaller ones may hold all of another's
         for shape in reversed(self._plan):
             self._captured[shape] = self._of_shape(shape, examples[shape])
@@ -128,13 +131,14 @@ class StepGraphs:
         for ours, theirs in zip(_tensors(captured.batch), _tensors(padded(batch, captured.shape)), strict=True):
             ours.copy_(theirs)
         result = captured.run()
-        loss = _HandOn.apply(result.loss, self._gradients, *self._losses.parameters())
+        loss = _HandOn.apply(result.loss, self._gradients, *self._parameters)
         return result._replace(loss=loss, token_nll=result.token_nll[: len(batch.answer_ids)])
 
     def _for(self, batch: EpisodeBatch) -> _Captured:
-        if planned := self._planned(batch):
+        own = Shape.of(batch)
+        if planned := self._planned(own):
             return self._captured[planned]
-        shape = Shape.of(batch).rounded()
+        shape = own.rounded()
         found = self._captured.get(shape.kind)
         if found is not None:
             shape = found.shape.joined(shape)
@@ -144,14 +148,13 @@ class StepGraphs:
             self._captured[shape.kind] = self._of_shape(shape, batch)
         return self._captured[shape.kind]
 
-    def _planned(self, batch: EpisodeBatch) -> Shape | None:
-        """The smallest shape of the plan that holds a batch."""
-        own = Shape.of(batch)
+    def _planned(self, own: Shape) -> Shape | None:
+        """The smallest shape of the plan that holds a batch of that one."""
         return next((shape for shape in self._plan if shape.holds(own)), None)
 
     def _of_shape(self, shape: Shape, batch: EpisodeBatch) -> _Captured:
         if not self._gradients:
-            self._gradients = [torch.empty_like(parameter) for parameter in self._losses.parameters()]
+            self._gradients = [torch.empty_like(parameter) for parameter in self._parameters]
         own = padded(batch, shape)
         if own.contrast is not None:  # which is not padded, so it is the batch's
             own = replace(own, contrast=own.contrast.clone())

@@ -25,6 +25,7 @@ class OneParameter(nn.Module):
         super().__init__()
         self.objective = (objective,)  # a tuple hides its parameters, which would be there twice
         named = dict(objective.named_parameters())
+        self._own = list(named.values())
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
         self.whole = nn.Parameter(self.join({name: parameter.detach() for name, parameter in named.items()}))
         self.point()
@@ -35,14 +36,12 @@ class OneParameter(nn.Module):
         result = objective(*args)
         if not torch.is_grad_enabled():
             return result
-        return result._replace(loss=_Gathered.apply(self.whole, [result.loss], list(objective.parameters())))
+        return result._replace(loss=_Gathered.apply(self.whole, [result.loss], self._own))
 
     def point(self) -> None:
         """Lets the objective's parameters be views of the whole, after it was moved."""
-        (objective,) = self.objective
-        pieces = self.pieces(self.whole.detach())
-        for name, parameter in objective.named_parameters():
-            parameter.data = pieces[name]
+        for parameter, piece in zip(self._own, self.pieces(self.whole.detach()).values(), strict=True):
+            parameter.data = piece
 
     def pieces(self, whole: Tensor) -> dict[str, Tensor]:
         """Views of a tensor as long as the whole, by the names of the objective's parameters and of their shapes."""

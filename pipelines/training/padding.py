@@ -16,7 +16,6 @@ from pipelines.training.batches import EpisodeBatch, Reads, Texts
 LONG = 256
 """Tokens of a written text from which on padding costs more than another shape."""
 
-
 CAPTURE = 300_000
 """Padded tokens that a graph runs in the time that it takes to make one, about 2 s for a small backbone on one H200."""
 

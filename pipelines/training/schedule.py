@@ -223,4 +223,4 @@ def group_rows(paper_ids: list[str], size: int) -> list[list[int]]:
     by_paper = defaultdict(list)
     for row, paper in enumerate(paper_ids):
         by_paper[paper].append(row)
-    return [rows[i : i + size] for rows in by_paper.values() for i in range(0, len(rows), size)]
+    return [group for rows in by_paper.values() for group in _runs(rows, size)]

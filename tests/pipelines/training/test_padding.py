@@ -105,7 +105,7 @@ def test_a_plan_holds_every_shape_that_it_was_made_of(sample, steps):
 
 
 @given(st.lists(shapes, min_size=2, max_size=25), st.integers(25, 20_000))
-def test_a_plan_takes_no_longer_than_a_graph_for_each_shape_or_for_each_kind(sample, steps):
+def test_a_plan_takes_no_longer_than_a_graph_for_each_shape(sample, steps):
     """In padded tokens, with what making the graphs takes."""
 
     def time(shapes):
