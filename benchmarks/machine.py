@@ -7,8 +7,11 @@ OUT it goes on with what is missing. At the end stands every goal with what was 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -59,7 +62,7 @@ PARTS = {
     ),
     "small": Part(
         180,
-        'small_steps --work short --work evidence --way "graphed, layers compiled"',
+        'small_steps --work short --work evidence --way "graphed, layers compiled, DeepSpeed"',
         "small_steps --shape tiny --work short --work evidence --way plain --steps 1 --scale 0.05",
     ),
     "start": Part(100, "start_up --workers 1 --runs 2", "start_up --shape tiny --workers 1 --runs 1"),
@@ -127,6 +130,7 @@ def main(
     tiny: Annotated[bool, typer.Option(help="rehearse on a tiny shape, on any machine")] = False,
 ) -> None:
     """Every figure that has a goal, as far as this machine and the time allow."""
+    out = out / "rehearsal" if tiny else out  # whose numbers are none of this machine's
     out.mkdir(parents=True, exist_ok=True)
     ends, gpus = time.monotonic() + 60 * minutes, len(visible_gpus())
     left_out = {}
@@ -153,13 +157,18 @@ def _run(name: str, words: str, file: Path, seconds: float) -> str | None:
     partial, log = file.with_suffix(".partial"), file.with_suffix(".log")
     module, *options = shlex.split(words)
     command = [sys.executable, "-m", f"benchmarks.{module}", *options, "--out", str(partial)]
+    with log.open("w", encoding="utf-8") as told:
+        running = subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True)
     try:
-        with log.open("w", encoding="utf-8") as told:
-            done = subprocess.run(command, stdout=told, stderr=told, timeout=seconds, check=False)
+        returned = running.wait(seconds)
     except subprocess.TimeoutExpired:
         return f"wasn't done when the time was over; see {log}"
-    if done.returncode:
-        return f"ended with {done.returncode}; see {log}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what it started and left: Ray's processes, compilers
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    if returned:
+        return f"ended with {returned}; see {log}"
     partial.replace(file)
     return None
 
