@@ -82,14 +82,24 @@ OF_FILES: dict[str, Callable[[str], Benchmark]] = {
 """From a set's file to its benchmark: SQuAD's form by sentence and by passage, TweetQA, QASPER, HotpotQA, LoCoMo."""
 
 SETS: dict[str, Callable[[str], Benchmark]] = OF_FILES | {
-    "chat": lambda _: get_benchmark("chat", ChatRecallSettings(kind="chat_recall", version=1)),
-    "replies": lambda _: get_benchmark("replies", ChatRepliesSettings(kind="chat_replies", version=1)),
+    "chat": lambda count: get_benchmark("chat", ChatRecallSettings(kind="chat_recall", version=1, **_count(count))),
+    "replies": lambda count: get_benchmark(
+        "replies", ChatRepliesSettings(kind="chat_replies", version=1, **_count(count))
+    ),
 }
-"""With those that need no file: chats, and what a memory costs their ordinary replies."""
+"""With those of so many conversations (32 where no number is given): chats, and what a memory costs their replies."""
+
+
+def _count(text: str) -> dict[str, int]:
+    if text and not text.isdecimal():
+        raise typer.BadParameter(
+            f"chat and replies are followed by a number of conversations, as chat=128, not {text!r}"
+        )
+    return {"conversations": int(text)} if text else {}
 
 
 def find_set(entry: str, sets: Mapping[str, Callable[[str], Benchmark]] = SETS) -> Benchmark:
-    """The benchmark of ``NAME=FILE``, or ``NAME``. Raises typer.BadParameter where there is no such set, or no file."""
+    """The benchmark of ``NAME=FILE``, ``NAME=COUNT`` or ``NAME``. Raises typer.BadParameter where there is no such set, or no file."""
     name, _, file = entry.partition("=")
     if name not in sets:
         raise typer.BadParameter(f"no set of the name {name}; there are {', '.join(sets)}")

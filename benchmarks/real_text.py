@@ -41,7 +41,9 @@ class Asked(NamedTuple):
 def main(
     backbone: Backbone,
     adapter: Adapter,
-    sets: Annotated[list[str], typer.Argument(help=f"NAME=FILE, or chat or replies; names: {', '.join(SETS)}")],
+    sets: Annotated[
+        list[str], typer.Argument(help=f"NAME=FILE; chat, replies, or chat=CONVERSATIONS; names: {', '.join(SETS)}")
+    ],
     lora: Annotated[
         Path | None, typer.Option(help="a LoRA trained without any text, as lora_without_context is")
     ] = None,

@@ -249,6 +249,13 @@ def test_few_questions_are_of_many_documents():
         assert sorted(chosen) == expected.split()
 
 
+def test_chats_of_more_conversations_begin_with_those_of_fewer():
+    few, many = ({c.context_id: c for c in find_set(entry).contexts()} for entry in ("chat=2", "chat=5"))
+    assert len(many) == 2.5 * len(few) and all(many[name] == context for name, context in few.items())
+    with pytest.raises(typer.BadParameter, match="not 'two'"):
+        find_set("chat=two")
+
+
 def test_other_texts_come_after_the_right_one_and_are_never_those_that_are_asked_about(squad):
     every = list(find_set(f"passages={squad}").contexts())
     asked = every[:3]

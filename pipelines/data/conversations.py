@@ -220,4 +220,4 @@ def _cut(entry: str) -> list[tuple[str, str | None]]:
 
 @cache
 def _texts() -> dict[str, Any]:
-    return yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
+    return yaml.load(TEXTS.read_text(encoding="utf-8"), yaml.CSafeLoader)  # in C: there are some thousand texts
