@@ -99,7 +99,11 @@ def _count(text: str) -> dict[str, int]:
 
 
 def find_set(entry: str, sets: Mapping[str, Callable[[str], Benchmark]] = SETS) -> Benchmark:
-    """The benchmark of ``NAME=FILE``, ``NAME=COUNT`` or ``NAME``. Raises typer.BadParameter where there is no such set, or no file."""
+    """The benchmark of ``NAME=FILE``, ``NAME=COUNT`` or ``NAME``.
+
+    Raises:
+        typer.BadParameter: there is no such set, no file, or no number.
+    """
     name, _, file = entry.partition("=")
     if name not in sets:
         raise typer.BadParameter(f"no set of the name {name}; there are {', '.join(sets)}")

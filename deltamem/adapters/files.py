@@ -13,12 +13,18 @@ from torch import Tensor
 from deltamem.adapters import public_release
 from deltamem.adapters.card import model_card
 from deltamem.config import DeltaMemConfig
-from deltamem.errors import AdapterFormatError, ConfigError
+from deltamem.errors import AdapterFormatError, ConfigError, DeltaMemError
 from deltamem.tensor_files import save_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 FORMAT = "deltamem"
+
+
+def require_free(folder: Path) -> None:
+    """Raises DeltaMemError where an adapter can't be written without overwriting something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DeltaMemError(f"{folder} exists and isn't an empty folder; name another")
 
 
 def save_adapter(folder: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: deltamem chat | serve | inspect | convert | publish | tps."""
+"""The command line: deltamem chat | serve | inspect | convert | average | publish | tps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from deltamem.cli import chat, convert, inspect, publish, serve, tps
+from deltamem.cli import average, chat, convert, inspect, publish, serve, tps
 from deltamem.errors import DeltaMemError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (chat, serve, inspect, convert, publish, tps):
+for module in (chat, serve, inspect, convert, average, publish, tps):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLE)(module.command)
 
 

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deltamem.errors import DeltaMemError
-
 EXAMPLE = "Example: deltamem convert public_release/ ours/"
 
 
@@ -22,11 +20,10 @@ def command(
 ) -> None:
     """Convert an adapter: from the public release to safetensors, or with --public the other way."""
     from deltamem.adapters import public_release
-    from deltamem.adapters.files import load_adapter, save_adapter
+    from deltamem.adapters.files import load_adapter, require_free, save_adapter
     from deltamem.adapters.locate import locate
 
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DeltaMemError(f"{target} exists and isn't an empty folder; name another")
+    require_free(target)
     config, tensors = load_adapter(locate(source))
     (public_release.write if public else save_adapter)(target, config, tensors)
     Console().print(f"{target}: {config.strategy}, {len(tensors)} tensors", soft_wrap=True)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, Cache, TorchAoConfig
 from transformers.cache_utils import QuantizedLayer
 
@@ -121,6 +123,10 @@ def test_a_quantised_cache_generates_with_a_memory(tiny_model):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.20"),
+    reason="before 5.20 transformers reads back keys that it has not written yet where a GPU is behind its host",
+)
 @pytest.mark.parametrize("kind", ["offloaded", "offloaded_static"])
 def test_offloaded_caches_generate_as_those_on_the_device(tiny_model, kind):
     model = get_delta_mem_model(tiny_model("qwen3"), DeltaMemConfig(output_init="random", online_gain=0.5))

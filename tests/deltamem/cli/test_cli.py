@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from deltamem import ChatSession, DeltaMemModel
+from deltamem.adapters.files import load_adapter
 from deltamem.cli import app, main
 from deltamem.tools.inspection import inspect, save_picture
 from pipelines.registry.model_folder import write_model_folder
@@ -50,7 +51,7 @@ def free_port():
 
 def test_help_names_every_command_and_option():
     text = deltamem("--help")
-    for name in ("chat", "serve", "inspect", "convert", "publish", "tps"):
+    for name in ("chat", "serve", "inspect", "convert", "average", "publish", "tps"):
         assert name in text
         usage = deltamem(name, "--help")
         assert "--help" in usage and f"Example: deltamem {name} " in usage
@@ -159,6 +160,8 @@ def test_a_registered_model_names_its_backbone(folders, tmp_path):
         (["chat", "--adapter", "ADAPTER", "--session", "BASE"], "holds no saved session"),
         (["inspect", "BASE"], "holds no adapter"),
         (["convert", "ADAPTER", "BASE"], "isn't an empty folder"),
+        (["average", "BASE", "ADAPTER", "ADAPTER"], "isn't an empty folder"),
+        (["average", "BASE/mean", "ADAPTER"], "a mean is of two adapters or more"),
         (["serve", "--adapter", "ADAPTER", "--host", "0.0.0.0"], "set an API key"),
         (["serve", "--adapter", "ADAPTER", "--port", "TAKEN"], "choose another --port"),
         (["serve", "--adapter", "ADAPTER", "--store", "BASE/config.json"], "choose another folder"),
@@ -254,6 +257,16 @@ def test_convert_there_and_back_is_the_same_adapter(folders, tmp_path):
     back = DeltaMemModel.from_pretrained(make_chat_model("msw")[0].base_model, tmp_path / "ours")
     for name, parameter in model.memory_layers.state_dict().items():
         assert torch.equal(parameter, back.memory_layers.state_dict()[name])
+
+
+def test_the_average_of_an_adapter_with_itself_is_that_adapter_in_half_the_size(folders, tmp_path):
+    deltamem("average", tmp_path / "mean", folders / "adapter", folders / "adapter", "--bfloat16")
+    sizes = [
+        (folder / "adapter_model.safetensors").stat().st_size for folder in (tmp_path / "mean", folders / "adapter")
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+    (_, mean), (_, own) = (load_adapter(folder) for folder in (tmp_path / "mean", folders / "adapter"))
+    assert all(torch.equal(mean[name], tensor.bfloat16()) for name, tensor in own.items())
 
 
 def test_tps_measures_the_backbone_and_the_adapter(folders, tmp_path):
