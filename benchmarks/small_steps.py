@@ -183,19 +183,14 @@ def _engine(objective: MemoryObjective, place: torch.device) -> Callable[[Step],
 
     if not torch.distributed.is_initialized():
         join_process_group(place, free_port())
-    accumulated: dict[int, Any] = {}
+    engine = engines.make_engine(objective, Train(precision="float32", num_workers=1), 1, place)
+    engines.set_learning_rate(engine, 1e-3)
 
     def learn(step: Step) -> float:
-        if not accumulated:
-            train = Train(precision="float32", num_workers=1)
-            accumulated[0] = engines.make_engine(objective, train, 1, len(step), place)
-            engines.set_learning_rate(accumulated[0], 1e-3)
-        engine, total = accumulated[0], torch.zeros((), device=place)
-        for batch, share in step:
-            loss = engine(batch.to(place)).loss
-            engine.backward(loss * (share * len(step)))
-            engine.step()
-            total += loss.detach() * share
+        batches, shares = [batch.to(place) for batch, _ in step], [share for _, share in step]
+        total = torch.zeros((), device=place)
+        for result, share in zip(engines.learn(engine, batches, shares), shares, strict=True):
+            total += result.loss.detach() * share
         engines.gradient_norm(engine)
         return total.item()
 

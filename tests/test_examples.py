@@ -19,7 +19,7 @@ from pipelines.config.resolve import load_config
 from pipelines.evaluation.examiner import Examiner, reader_and_encoder
 from pipelines.evaluation.records import RecordLog
 from tests.deltamem.server.conftest import RunningServer
-from tests.docs.pages import run
+from tests.docs.pages import printed, run
 from tests.paths import PROJECT
 
 TEXT_ADAPTER = "examples/smollm2-135m-instruct-text"
@@ -84,7 +84,8 @@ def test_the_readmes_first_lines_print_what_they_say(loaded, folder, tmp_path, m
             TEXT_ADAPTER: str(PROJECT / TEXT_ADAPTER),
         },
     )
-    assert capsys.readouterr().out == "Your sister lives in Oslo.\nYou are allergic to peanuts.\n"
+    out = capsys.readouterr().out
+    assert out == printed("README.md") and "Oslo" in out and "peanuts" in out
     assert 61_440 < (tmp_path / "trip.safetensors").stat().st_size < 70_000
 
 
@@ -97,7 +98,8 @@ def test_the_servers_page_shows_what_the_openai_client_gets(loaded, folder, tmp_
         run("docs/server.md", {"http://localhost:8000/v1": f"{server.url}/v1"})
     finally:
         server.stop()
-    assert capsys.readouterr().out == "Your sister is a dentist.\n"
+    out = capsys.readouterr().out
+    assert out == printed("docs/server.md") and "dentist" in out
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import deepspeed
 import torch
@@ -20,7 +22,7 @@ from pipelines.training.one_parameter import OneParameter
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_engine(objective: nn.Module, train: Train, micro_batch: int, accumulation: int, device: torch.device):
+def make_engine(objective: nn.Module, train: Train, micro_batch: int, device: torch.device):
     """A ZeRO engine over the objective's parameters, which become one; the process group is Ray's.
 
     torch's AdamW is passed in (fused on a GPU): DeepSpeed's own would be compiled at start-up. Its learning rate is
@@ -33,7 +35,7 @@ def make_engine(objective: nn.Module, train: Train, micro_batch: int, accumulati
     settings = {
         **train.deepspeed,
         "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": 1,  # see learn
         "gradient_clipping": train.gradient_clipping,
         "bf16": {"enabled": train.precision == "bfloat16"},
         "zero_allow_untested_optimizer": True,
@@ -43,6 +45,22 @@ def make_engine(objective: nn.Module, train: Train, micro_batch: int, accumulati
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     module.point()  # DeepSpeed keeps parameters in a buffer of its own
     return engine
+
+
+def learn(engine, micro_batches: Sequence[Any], shares: Sequence[float]) -> Iterator[Any]:
+    """One optimiser step; yields what the objective returns of each micro-batch, of whose loss such a share is learnt.
+
+    DeepSpeed is shown the last of them, with the sum of all gradients. At each backward pass that it sees it waits for
+    the device and reduces, so that the next pass finds an idle GPU, and every worker waits for the slowest.
+    """
+    *earlier, last = zip(micro_batches, shares, strict=True)
+    for micro_batch, share in earlier:
+        yield engine.module.keep(share, micro_batch)
+    micro_batch, share = last
+    result = engine(micro_batch)
+    engine.backward(result.loss * share)
+    engine.step()
+    yield result
 
 
 def set_learning_rate(engine, value: float) -> None:

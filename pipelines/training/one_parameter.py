@@ -28,15 +28,25 @@ class OneParameter(nn.Module):
         self._own = list(named.values())
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
         self.whole = nn.Parameter(self.join({name: parameter.detach() for name, parameter in named.items()}))
+        self._kept: Tensor | None = None
         self.point()
 
     def forward(self, *args: Any) -> Any:
-        """What the objective returns, whose loss has its gradient in the whole."""
+        """What the objective returns, whose loss has its gradient, and those that were kept, in the whole."""
         (objective,) = self.objective
         result = objective(*args)
         if not torch.is_grad_enabled():
             return result
-        return result._replace(loss=_Gathered.apply(self.whole, [result.loss], self._own))
+        kept, self._kept = self._kept, None
+        return result._replace(loss=_Gathered.apply(self.whole, [result.loss], self._own, kept))
+
+    def keep(self, share: float, *args: Any) -> Any:
+        """What the objective returns; such a share of its loss's gradient is kept for the next loss's, in float32."""
+        (objective,) = self.objective
+        result = objective(*args)
+        gradient = _joined_gradients(result.loss * share, self._own).float()
+        self._kept = gradient if self._kept is None else self._kept.add_(gradient)
+        return result
 
     def point(self) -> None:
         """Lets the objective's parameters be views of the whole, after it was moved."""
@@ -60,12 +70,22 @@ class _Gathered(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, whole: Tensor, loss: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
-        (ctx.loss,), ctx.parameters = loss, parameters
+    def forward(
+        ctx, whole: Tensor, loss: Sequence[Tensor], parameters: Sequence[nn.Parameter], kept: Tensor | None
+    ) -> Tensor:
+        (ctx.loss,), ctx.parameters, ctx.kept = loss, parameters, kept
         return ctx.loss.detach().clone()
 
     @staticmethod
-    def backward(ctx, *d_loss: Tensor) -> tuple[Tensor, None, None]:
-        options = {"allow_unused": True, "materialize_grads": True}
-        gradients = torch.autograd.grad(ctx.loss, ctx.parameters, d_loss, **options)
-        return torch.cat([gradient.reshape(-1) for gradient in gradients]), None, None
+    def backward(ctx, *d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = _joined_gradients(ctx.loss, ctx.parameters, d_loss)
+        if ctx.kept is not None:
+            gradient = (gradient + ctx.kept).to(gradient.dtype)
+        return gradient, None, None, None
+
+
+def _joined_gradients(
+    loss: Tensor, parameters: Sequence[nn.Parameter], d_loss: Sequence[Tensor] | None = None
+) -> Tensor:
+    gradients = torch.autograd.grad(loss, parameters, d_loss, allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.reshape(-1) for gradient in gradients])

@@ -52,7 +52,7 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
     if task.init_adapter:
         recipe.start_from(objective, Path(task.init_adapter))
     validation = Validation(recipe, rank, workers) if train.validate_every else None
-    engine = engines.make_engine(objective, train, schedule.micro, schedule.accumulation, device)
+    engine = engines.make_engine(objective, train, schedule.micro, device)
     look_every = train.measure_memory_every if recipe.has_memory else 0
     start, crews = _resume(engine, saved, workers)
     more = validation.columns if validation else ()
@@ -125,18 +125,16 @@ def _learn(
     engine, recipe: Recipe, batches: Sequence[EpisodeBatch], weights: Sequence[float]
 ) -> tuple[dict[str, Tensor], Tensor, int]:
     """One optimiser step; returns this worker's metrics, scalars on its device, sums by source, and the tokens read."""
-    names, means, tokens = [], [], 0
+    names, means = [], []
     by_source = torch.zeros(len(recipe.sources), 2, device=batches[0].input_ids.device)
-    for batch, weight in zip(batches, weights, strict=True):
-        tokens += batch.tokens
-        result = engine(batch)
+    results = engines.learn(engine, batches, [weight / len(batches) for weight in weights])
+    for result, batch, weight in zip(results, batches, weights, strict=True):
         metrics = recipe.metrics(result)
         if recipe.sources:
             by_source += nll_by_source(result.token_nll, batch, recipe.sources)
-        engine.backward(metrics[LOSS] * weight)
-        engine.step()  # updates at the step's last micro-batch only
         names = list(metrics)
         means.append(torch.stack([x.detach().float() for x in metrics.values()]) * weight)
+    tokens = sum(batch.tokens for batch in batches)
     return dict(zip(names, torch.stack(means).mean(0), strict=True)), by_source, tokens
 
 

@@ -30,3 +30,9 @@ def run(name: str, names: dict[str, str]) -> dict:
             block = block.replace(f'"{shown}"', f'"{ours}"')
         exec(compile(block, name, "exec"), scope)
     return scope
+
+
+def printed(name: str) -> str:
+    """What a page's Python prints, by what stands beside its calls."""
+    lines = [line for block in blocks(PROJECT / name, "python") for line in block.splitlines()]
+    return "".join(f"{line.partition('  # ')[2]}\n" for line in lines if line.startswith("print("))

@@ -50,7 +50,7 @@ def _worker(rank, workers, port, folder, start_from):
     train = Train(batch_size=4, num_workers=workers, learning_rate=1e-2, precision="float32", epochs=9)
     table = pa.Table.from_pylist(_rows(), schema=SCHEMA)
     schedule = Schedule(table, train, 0, workers)
-    engine = engines.make_engine(_objective(), train, schedule.micro, schedule.accumulation, torch.device("cpu"))
+    engine = engines.make_engine(_objective(), train, schedule.micro, torch.device("cpu"))
     first = 0
     if start_from:
         saved, record = checkpoint.load(folder / start_from)
@@ -58,9 +58,10 @@ def _worker(rank, workers, port, folder, start_from):
         engines.set_state(engine, saved, first)
     for step in range(first, STEPS):
         engines.set_learning_rate(engine, learning_rate(train, step, STEPS))
-        for groups, weight, _ in schedule.micro_batches(step, rank):
-            engine.backward(engine(collate(table, groups, 0)).loss * weight)
-            engine.step()
+        micro_batches = schedule.micro_batches(step, rank)
+        batches = [collate(table, groups, 0) for groups, _, _ in micro_batches]
+        shares = [weight / len(batches) for _, weight, _ in micro_batches]
+        assert len(list(engines.learn(engine, batches, shares))) == len(batches) == schedule.accumulation
         if step + 1 in (SAVED_AT, STEPS):
             tensors = engines.gather_state(engine)
             if rank == 0:

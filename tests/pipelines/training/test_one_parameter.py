@@ -55,6 +55,30 @@ def test_it_learns_the_same(tiny_model, strategy, checkpointing, graphed):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("graphed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_that_are_kept_are_learnt_with_the_next(tiny_model, dtype, graphed):
+    objectives = [make(tiny_model).to(dtype) for _ in range(2)]
+    if graphed:
+        for objective in objectives:
+            objective.graphs = StepGraphs(objective, lambda function: function)
+    module, apart = map(OneParameter, objectives)
+    gradients = [torch.autograd.grad(apart(batch()).loss * share, [apart.whole])[0] for share in (0.5, 0.2, 0.3)]
+    kept = [module.keep(share, batch()).loss for share in (0.5, 0.2)]
+    with torch.no_grad():
+        module(batch())  # learns nothing, and leaves them
+    last = module(batch()).loss
+    (last * 0.3).backward()
+    assert module.whole.grad.dtype == dtype and all(torch.equal(loss.detach(), last.detach()) for loss in kept)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(
+        module.whole.grad.float(), sum(g.float() for g in gradients), atol=tolerance, rtol=tolerance
+    )
+    module.whole.grad = None
+    module(batch()).loss.backward()  # none is learnt twice
+    torch.testing.assert_close(module.whole.grad * 0.3, gradients[2], atol=tolerance, rtol=tolerance)
+
+
 def test_where_it_was_moved_its_pieces_are_found_again(tiny_model):
     objective = make(tiny_model)
     before = copy.deepcopy(dict(objective.named_parameters()))
