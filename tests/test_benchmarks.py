@@ -1,7 +1,9 @@
 """Every benchmark that runs without a GPU still runs: on a tiny shape, for its rows and not for its figures."""
 
+import contextlib
 import json
 
+import psutil
 import pytest
 import torch
 import typer
@@ -168,20 +170,35 @@ def test_scaling(tmp_path):
 def test_the_table_of_a_machine_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsys):
     broken = machine.Part(1, "training_step", "training_step --shape no-such")
     monkeypatch.setattr(machine, "PARTS", {"step": machine.PARTS["step"], "small": broken, "workers": broken})
-    (tmp_path / "workers.json").write_text(json.dumps({"rows": [{"workers": 2, "efficiency": 0.5}]}))
+    rehearsal = tmp_path / "rehearsal"
+    rehearsal.mkdir()
+    (rehearsal / "workers.json").write_text(json.dumps({"rows": [{"workers": 2, "efficiency": 0.5}]}))
     machine.main(tmp_path, tiny=True)
     said = capsys.readouterr()
     assert "workers: measured already" in said.err and "small: ended with 2; see" in said.err
     told = {cells[1].strip(): [cell.strip() for cell in cells[3:5]] for line in said.out.splitlines()
             if len(cells := line.split("│")) > 4}  # fmt: skip
-    (_, *_, measured) = rows(tmp_path / "step.json")
+    (_, *_, measured) = rows(rehearsal / "step.json")
     assert told["step 8,192 + 512 over its backbone"] == [f"{measured['over backbone']:.4g}", "rehearsed"]
     assert told["two workers, efficiency"] == ["0.5", "rehearsed"]
     assert "ended with 2" in told["evidence, episodes/s"][1] and told["decoding, batch 1, tok/s"][1] == "not measured"
-    before = (tmp_path / "step.json").stat().st_mtime_ns
+    machine.main(tmp_path, minutes=0)  # to which a rehearsal's numbers are nothing
+    said = capsys.readouterr()
+    assert "small: needs 1 GPU" in said.err or "small: takes about 1 s, and 0 are left" in said.err
+    assert "measured already" not in said.err and "rehearsed" not in said.out
+    (tmp_path / "step.json").write_bytes((rehearsal / "step.json").read_bytes())
     machine.main(tmp_path, minutes=0)
-    assert "small: needs 1 GPU" in (err := capsys.readouterr().err) or "small: takes about 1 s, and 0 are left" in err
-    assert (tmp_path / "step.json").stat().st_mtime_ns == before
+    assert "step: measured already" in capsys.readouterr().err
+
+
+def test_a_part_that_is_cut_short_leaves_no_process(tmp_path, monkeypatch):
+    program, started = tmp_path / "program", tmp_path / "started"
+    program.write_text(f"#!/bin/sh\nsleep 1000 & echo $! > {started}; wait\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    assert "wasn't done" in machine._run("step", "training_step", tmp_path / "step.json", 1.0)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(started.read_text())).status() == psutil.STATUS_ZOMBIE
 
 
 def test_every_goal_is_read_from_a_part():
