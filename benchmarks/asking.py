@@ -91,7 +91,7 @@ SETS: dict[str, Callable[[str], Benchmark]] = OF_FILES | {
 
 
 def _count(text: str) -> dict[str, int]:
-    if text and not text.isdecimal():
+    if text and not (text.isdecimal() and int(text)):
         raise typer.BadParameter(
             f"chat and replies are followed by a number of conversations, as chat=128, not {text!r}"
         )

@@ -90,7 +90,7 @@ def _worker(rank: int, count: int, work: Work, file: str, port: int) -> None:
     objective = MemoryObjective(get_delta_mem_model(base, DeltaMemConfig(strategy=work.strategy)), 0.0, 0.0)
     accumulation = work.batch // count
     train = Train(precision="bfloat16" if gpu else "float32", num_workers=count, use_gpu=gpu)
-    engine = engines.make_engine(objective, train, 1, place)
+    engine = engines.make_engine(objective, train, place)
     engines.set_learning_rate(engine, 1e-3)
     torch.manual_seed(rank)
     batches = [_batch(work, base.config.vocab_size) for _ in range(accumulation)]

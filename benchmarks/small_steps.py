@@ -183,7 +183,7 @@ def _engine(objective: MemoryObjective, place: torch.device) -> Callable[[Step],
 
     if not torch.distributed.is_initialized():
         join_process_group(place, free_port())
-    engine = engines.make_engine(objective, Train(precision="float32", num_workers=1), 1, place)
+    engine = engines.make_engine(objective, Train(precision="float32", num_workers=1), place)
     engines.set_learning_rate(engine, 1e-3)
 
     def learn(step: Step) -> float:

@@ -187,8 +187,10 @@ def test_the_table_of_a_machine_goes_on_with_what_is_missing(tmp_path, monkeypat
     assert "small: needs 1 GPU" in said.err or "small: takes about 1 s, and 0 are left" in said.err
     assert "measured already" not in said.err and "rehearsed" not in said.out
     (tmp_path / "step.json").write_bytes((rehearsal / "step.json").read_bytes())
+    before = (tmp_path / "step.json").stat().st_mtime_ns
     machine.main(tmp_path, minutes=0)
     assert "step: measured already" in capsys.readouterr().err
+    assert (tmp_path / "step.json").stat().st_mtime_ns == before
 
 
 def test_a_part_that_is_cut_short_leaves_no_process(tmp_path, monkeypatch):
@@ -269,8 +271,9 @@ def test_few_questions_are_of_many_documents():
 def test_chats_of_more_conversations_begin_with_those_of_fewer():
     few, many = ({c.context_id: c for c in find_set(entry).contexts()} for entry in ("chat=2", "chat=5"))
     assert len(many) == 2.5 * len(few) and all(many[name] == context for name, context in few.items())
-    with pytest.raises(typer.BadParameter, match="not 'two'"):
-        find_set("chat=two")
+    for wrong in ("two", "0", "-1", "2.5"):
+        with pytest.raises(typer.BadParameter, match=f"not '{wrong}'"):
+            find_set(f"chat={wrong}")
 
 
 def test_other_texts_come_after_the_right_one_and_are_never_those_that_are_asked_about(squad):

@@ -22,7 +22,7 @@ from pipelines.training.one_parameter import OneParameter
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_engine(objective: nn.Module, train: Train, micro_batch: int, device: torch.device):
+def make_engine(objective: nn.Module, train: Train, device: torch.device):
     """A ZeRO engine over the objective's parameters, which become one; the process group is Ray's.
 
     torch's AdamW is passed in (fused on a GPU): DeepSpeed's own would be compiled at start-up. Its learning rate is
@@ -34,8 +34,8 @@ def make_engine(objective: nn.Module, train: Train, micro_batch: int, device: to
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     settings = {
         **train.deepspeed,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": 1,  # see learn
+        "train_micro_batch_size_per_gpu": 1,  # it wants a number; what a step reads is up to learn
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": train.gradient_clipping,
         "bf16": {"enabled": train.precision == "bfloat16"},
         "zero_allow_untested_optimizer": True,

@@ -52,7 +52,7 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
     if task.init_adapter:
         recipe.start_from(objective, Path(task.init_adapter))
     validation = Validation(recipe, rank, workers) if train.validate_every else None
-    engine = engines.make_engine(objective, train, schedule.micro, device)
+    engine = engines.make_engine(objective, train, device)
     look_every = train.measure_memory_every if recipe.has_memory else 0
     start, crews = _resume(engine, saved, workers)
     more = validation.columns if validation else ()

@@ -50,7 +50,7 @@ def _worker(rank, workers, port, folder, start_from):
     train = Train(batch_size=4, num_workers=workers, learning_rate=1e-2, precision="float32", epochs=9)
     table = pa.Table.from_pylist(_rows(), schema=SCHEMA)
     schedule = Schedule(table, train, 0, workers)
-    engine = engines.make_engine(_objective(), train, schedule.micro, torch.device("cpu"))
+    engine = engines.make_engine(_objective(), train, torch.device("cpu"))
     first = 0
     if start_from:
         saved, record = checkpoint.load(folder / start_from)
