@@ -4,8 +4,9 @@
 
 For a source of the kind ``replies``. Each text is asked alone and answered greedily; the chat that comes of it is a
 conversation in which facts are told (what is written), the text, and the reply. In a share of the chats there is no
-conversation before, as in a chat that begins. ``train.jsonl`` and ``eval.jsonl`` are in the form of the kind ``chat``.
-An interrupted job goes on where it was.
+conversation before, as in a chat that begins. Of a reply longer than ``max_new_tokens`` the beginning is kept, without
+an end: who learns from finished replies alone learns to be brief. ``train.jsonl`` and ``eval.jsonl`` are in the form of
+the kind ``chat``. An interrupted job goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipelines.data.conversations import conversations
 from pipelines.data.documents import BadRecord, Split
 from pipelines.errors import StageError, run_stage
 from pipelines.evaluation.examiner import reader_and_encoder
-from pipelines.evaluation.own_replies import by_length, own_replies
+from pipelines.evaluation.own_replies import OwnReply, by_length, own_replies
 from pipelines.evaluation.records import RecordLog
 from pipelines.evaluation.results import total_cost
 from pipelines.run import parts
@@ -55,7 +56,8 @@ def main(
     settings = load_config(config)
     record = make_replies(settings, backbone, source)
     counted = [
-        f"{split}: {found['finished']} of {found['asked']} finished, {found['first']} of them first in their chats"
+        f"{split}: {found['replied']} of {found['asked']} ({found['finished']} to the end), {found['first']} of them "
+        "first in their chats"
         for split, found in record["chats"].items()
     ]
     console.print(f"{Layout(settings).replies(backbone, source)}: replies, {', '.join(counted)}")
@@ -76,19 +78,23 @@ def make_replies(config: Config, backbone: str, source: str) -> dict[str, Any]:
     prompts = _draw(settings, bad)
     with replacing(folder) as partial:
         log = _ask(config, backbone, settings, [*prompts["eval"], *prompts["train"]], folder)
-        replies = {record["question_id"]: record["reply"] for record in log.records}
+        replies = {record["question_id"]: OwnReply(record["reply"], record["finished"]) for record in log.records}
         chats = {}
         for split, asked in prompts.items():
-            finished = list(_chats(settings, split, asked, replies))
-            if not finished:
+            replied = list(_chats(settings, split, asked, replies))
+            if not replied:
                 raise StageError(
-                    f"data.sources.{source}, {split}: {backbone} finishes none of its replies to {len(asked)} texts "
-                    f"within {settings.max_new_tokens} tokens; set a larger max_new_tokens"
+                    f"data.sources.{source}, {split}: {backbone} says nothing to any of {len(asked)} texts; are they "
+                    "longer than its window?"
                 )
-            lines = "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in finished)
+            lines = "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in replied)
             (partial / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-            first = sum(len(chat["messages"]) == 2 for chat in finished)
-            chats[split] = {"asked": len(asked), "finished": len(finished), "first": first}
+            chats[split] = {
+                "asked": len(asked),
+                "replied": len(replied),
+                "finished": sum(chat["finished"] for chat in replied),
+                "first": sum(len(chat["messages"]) == 2 for chat in replied),
+            }
         record = {
             "chats": chats,
             "bad_records": [asdict(lost) for lost in bad],
@@ -121,7 +127,7 @@ def _ask(config: Config, backbone: str, settings: RepliesSource, prompts: Sequen
     questions = {text: Question(text, text, [*system, {"role": "user", "content": text}], ["Yes."]) for text in prompts}
     reader, encoder = reader_and_encoder(model, tokenizer, next(iter(questions.values())))
     limit, batch_size = settings.max_new_tokens, config.evaluate.batch_size
-    key = {"digests": digests, "dtype": str(model.dtype), "max_new_tokens": limit}
+    key = {"digests": digests, "dtype": str(model.dtype), "max_new_tokens": limit, "unfinished": "kept"}
     key |= {"prompts": config_hash([settings.system_prompt, *prompts])}
     log = RecordLog(folder.with_name(f"{folder.name}.records.jsonl"), key)
     if log.records:
@@ -133,28 +139,35 @@ def _ask(config: Config, backbone: str, settings: RepliesSource, prompts: Sequen
         for batch in by_length(asked, batch_size):
             with reader.cost("replies") as cost:
                 replies = own_replies(batch, reader, encoder, limit)
-            log.add([{"condition": ALONE, "question_id": text, "reply": replies[text]} for text in batch], cost)
+            log.add(
+                [
+                    {"condition": ALONE, "question_id": text, "reply": reply.text, "finished": reply.finished}
+                    for text, reply in replies.items()
+                ],
+                cost,
+            )
             meter.advance(len(batch))
     return log
 
 
 def _chats(
-    settings: RepliesSource, split: Split, asked: Sequence[str], replies: Mapping[str, str]
+    settings: RepliesSource, split: Split, asked: Sequence[str], replies: Mapping[str, OwnReply]
 ) -> Iterator[dict[str, Any]]:
-    """A chat for every text with a finished reply: facts that are told, the text, and the reply.
+    """A chat for every text with a reply: facts that are told, the text, and the reply.
 
     Those without facts come at even distances, so that of any number of chats they are their share.
     """
     told = conversations(len(asked), settings.seed, split, (1, settings.max_facts))
-    finished = first = 0
+    count = first = 0
     for number, (text, conversation) in enumerate(zip(asked, told, strict=True)):
-        if not (reply := replies.get(text)):
+        if not (reply := replies.get(text)) or not reply.text:
             continue
-        turn = [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
-        finished += 1
-        begins = first + 1 <= settings.first_share * finished
+        turn = [{"role": "user", "content": text}, {"role": "assistant", "content": reply.text}]
+        count += 1
+        begins = first + 1 <= settings.first_share * count
         first += begins
-        yield {"id": f"{split}-{number}", "messages": turn if begins else [*conversation["messages"], *turn]}
+        messages = turn if begins else [*conversation["messages"], *turn]
+        yield {"id": f"{split}-{number}", "messages": messages, "finished": reply.finished}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.benchmarks.test_time_learning import Example, read_banking77, read_clinc150, read_trec
 from pipelines.config.data import AskedFile, TweetqaSource
 from pipelines.data.documents import BadRecord
-from pipelines.data.files import mended
+from pipelines.data.files import mended, text_lines
 from pipelines.data.sources import chat, tweetqa
 
 
@@ -48,6 +48,7 @@ def _texts(examples: Iterable[Example]) -> Iterator[str]:
 
 _READERS: dict[str, Callable[[str, list[BadRecord]], Iterable[str]]] = {
     "chat": _of_chats,
+    "lines": lambda file, bad: text_lines(file, "expected a text on every line"),
     "banking77": lambda file, bad: _texts(read_banking77(file, bad)),
     "clinc150": lambda file, bad: _texts(read_clinc150(file, bad)[0]),
     "trec": lambda file, bad: _texts(read_trec(file, False, bad)),

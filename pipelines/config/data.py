@@ -199,10 +199,11 @@ class AskedFile(Section):
     """A file of what people say to a model."""
 
     file: str = Field(description="the file as its authors publish it")
-    form: Literal["chat", "banking77", "clinc150", "trec", "tweetqa"] = Field(
+    form: Literal["chat", "lines", "banking77", "clinc150", "trec", "tweetqa"] = Field(
         "chat",
-        description="what it is: chats in the form of kind chat, of which the user's messages are taken; the CSV of "
-        "Banking77, the JSON of CLINC150 (its training texts), the labelled questions of TREC, the tweets of TweetQA",
+        description="what it is: chats in the form of kind chat, of which the user's messages are taken; a text on "
+        "every line; the CSV of Banking77, the JSON of CLINC150 (its training texts), the labelled questions of TREC, "
+        "the tweets of TweetQA",
     )
 
 
@@ -217,7 +218,8 @@ class RepliesSource(_Source):
     train_prompts: Count = Field(8000, description="what is asked for training: so many of the files' texts, drawn")
     eval_prompts: Count = Field(200, description="others for evaluation; they don't change with train_prompts")
     max_new_tokens: Count = Field(
-        96, description="longest reply; what the backbone doesn't finish within it is nothing to learn"
+        96,
+        description="longest reply; of what the backbone doesn't finish within it the beginning is learnt, and no end",
     )
     max_facts: Count = Field(
         6, description="facts told in the conversation that is written before, one of the kind conversations"

@@ -29,6 +29,7 @@ class Exercise:
         references: accepted replies, never empty; the first is learnt.
         kind: of the reply, such as "extractive"; the source's own word.
         value: the words of the reply that tell what was asked for, if the source knows them.
+        finished: whether the reply ends there; of one that was cut off, no end is learnt.
     """
 
     question_id: str
@@ -36,6 +37,7 @@ class Exercise:
     references: list[str]
     kind: str
     value: str = ""
+    finished: bool = True
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ class EpisodeEncoder:
                 f"question {exercise.question_id}: its answer has no end to learn ({error}); give the backbone's "
                 "tokenizer a chat template with an end-of-turn token"
             ) from error
+        if not exercise.finished:
+            reply, valued = reply[:-1], valued[:-1]
         return {
             "question_id": exercise.question_id,
             "question": exercise.prompt[-1]["content"],

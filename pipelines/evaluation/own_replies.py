@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 from deltamem.chat.messages import EncodedMessages
 from pipelines.benchmarks.base import Context, Question
 from pipelines.errors import StageError
 from pipelines.evaluation.passes import Reader
 from pipelines.evaluation.prompts import PromptEncoder
+
+
+class OwnReply(NamedTuple):
+    """A model's greedy reply, or as much of it as there was room for."""
+
+    text: str
+    finished: bool
 
 
 def with_own_replies(
@@ -30,7 +37,8 @@ def with_own_replies(
     asked = {_prompt(q): encoder.question(q) for context in contexts for q in context.questions if not q.references}
     replies: dict[str, str] = {}
     for batch in by_length(asked, batch_size):
-        replies |= {prompt: reply for prompt, reply in own_replies(batch, reader, encoder, limit).items() if reply}
+        found = own_replies(batch, reader, encoder, limit)
+        replies |= {prompt: reply.text for prompt, reply in found.items() if reply.finished and reply.text}
     answered = [
         replace(context, questions=[replace(q, references=q.references or [replies[_prompt(q)]]) for q in questions])
         for context in contexts
@@ -53,14 +61,16 @@ def by_length(asked: Mapping[str, EncodedMessages], batch_size: int) -> Iterator
 
 def own_replies(
     batch: Mapping[str, EncodedMessages], reader: Reader, encoder: PromptEncoder, limit: int
-) -> dict[str, str]:
-    """The greedy replies to a batch of prompts, by name; "" for one that isn't finished after ``limit`` tokens."""
+) -> dict[str, OwnReply]:
+    """The greedy replies of at most ``limit`` tokens to a batch of prompts, by name."""
     body = [EncodedMessages(*(tokens[:-1] for tokens in prompt)) for prompt in batch.values()]
     last = [prompt.input_ids[-1] for prompt in batch.values()]
     rows = reader.read(reader.start(len(batch)), body, write=False)
     replies = reader.generate(rows, last, [limit] * len(batch), write=False)
     return {
-        name: cast(str, encoder.tokenizer.decode(tokens, skip_special_tokens=True)).strip() * (len(tokens) < limit)
+        name: OwnReply(
+            cast(str, encoder.tokenizer.decode(tokens, skip_special_tokens=True)).strip(), len(tokens) < limit
+        )
         for name, tokens in zip(batch, replies, strict=True)
     }
 

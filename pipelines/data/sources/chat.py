@@ -3,7 +3,8 @@
 A chat's first reply has nothing before it that could be written; if wanted, it is learnt from an empty memory.
 
 A record is ``{"messages": [{"role", "content"}, …]}`` or ``{"prompt": text, "response": text}``, with an ``id`` if it
-has one; a content may be a list of text parts, as OpenAI's requests have them.
+has one; a content may be a list of text parts, as OpenAI's requests have them. ``"finished": false`` says that its last
+reply was cut off, so that no end is learnt of it.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def _documents(
             bad.append(BadRecord("characters", chat_id, None, f"{damaged} lone surrogates, replaced by U+FFFD"))
         try:
             messages = chat_messages(record)
+            finished = _finished(record)
             replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
             if not replies:
                 raise ValueError("it has no reply of the assistant's")
@@ -102,7 +104,7 @@ def _documents(
             continue
         for reply in replies[-1:] if settings.supervise == "last" else replies:
             try:
-                yield _document(chat_id, messages, reply, settings)
+                yield _document(chat_id, messages, reply, settings, reply < replies[-1] or finished)
             except ValueError as error:
                 bad.append(BadRecord("reply", chat_id, f"{chat_id}/{reply}", str(error)))
 
@@ -130,6 +132,13 @@ def _message(message: Any, where: str) -> Message:
     return {"role": role, "content": _text(message.get("content"), where)}
 
 
+def _finished(record: dict[str, Any]) -> bool:
+    finished = record.get("finished")  # null where a column has it for other records
+    if not isinstance(finished, bool | None):
+        raise ValueError(f"finished is {kind_of(finished)}; expected true, or false where the last reply was cut off")
+    return finished is not False
+
+
 def _text(content: Any, where: str) -> str:
     if isinstance(content, list):
         texts: list[Any] = [
@@ -141,7 +150,7 @@ def _text(content: Any, where: str) -> str:
     return content
 
 
-def _document(chat_id: str, messages: list[Message], reply: int, settings: ChatSource) -> Document:
+def _document(chat_id: str, messages: list[Message], reply: int, settings: ChatSource, finished: bool) -> Document:
     """What is written, read and learnt of one reply.
 
     Raises ValueError where there is nothing of one of them; nothing need be written if first replies are wanted.
@@ -162,6 +171,6 @@ def _document(chat_id: str, messages: list[Message], reply: int, settings: ChatS
         )
     document_id = f"{chat_id}/{reply}"
     kind = "first_reply" if first else "reply"
-    exercise = Exercise(document_id, [*system, *visible], [messages[reply]["content"]], kind)
+    exercise = Exercise(document_id, [*system, *visible], [messages[reply]["content"]], kind, finished=finished)
     messages = [] if first else [*system, *written]
     return Document(document_id, messages, [exercise], "chat", group=chat_id, drop_first="oldest", empty_memory=first)

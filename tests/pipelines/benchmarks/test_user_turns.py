@@ -24,6 +24,7 @@ TWEETS = [
 ]
 FILES = {
     "chat": ("chats.jsonl", json.dumps(CHAT) + "\n" + json.dumps({"prompt": "Hello", "response": "Hi"})),
+    "lines": ("asked.txt", "Write a poem about rain.\n\n  Why is it wet? \n"),
     "banking77": ("train.csv", 'text,category\n"Where is it, my card?",card_arrival\n'),
     "clinc150": ("data_full.json", json.dumps(CLINC150)),
     "trec": ("train.label", "NUM:dist How far is it to Aspen ?\nHUM:desc Who was Galileo ?\n"),
@@ -31,6 +32,7 @@ FILES = {
 }
 SAID = {
     "chat": ["Any news?", "And now\ufffd?", "Hello"],
+    "lines": ["Write a poem about rain.", "Why is it wet?"],
     "banking77": ["Where is it, my card?"],
     "clinc150": ["set an alarm", "what is love"],
     "trec": ["How far is it to Aspen ?", "Who was Galileo ?"],

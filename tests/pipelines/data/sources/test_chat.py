@@ -152,6 +152,7 @@ def test_a_hub_data_set_gives_the_same_documents(load, tmp_path, monkeypatch):
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "chat", "its content is an array"),
         ({"messages": [{"role": "user", "content": "x"}]}, "chat", "no reply of the assistant's"),
         ({"prompt": "x", "response": 3}, "chat", "assistant: its content is a number, not text"),
+        (chat("a", "b", "c", "d", finished="no"), "chat", "finished is a string; expected true, or false"),
         (chat("a", "b", "c", " "), "reply", "the reply is empty"),
         (chat("a", "b"), "reply", "there is nothing to write: no text comes before what is visible (visible: 1; with"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "reply", "no message comes before the reply"),
@@ -162,6 +163,15 @@ def test_a_bad_chat_is_reported_by_its_line_and_the_others_kept(load, record, lo
     assert len(corpus.documents) == 1
     (found,) = corpus.bad_records
     assert (found.lost, found.paper_id) == (lost, "chats.jsonl:2") and reason in found.reason
+
+
+def test_only_the_last_reply_of_a_chat_that_was_cut_off_has_no_end(load):
+    said = ("a", "b", "c", "d", "e", "f")
+    corpus = load(
+        chat(*said, finished=False), chat(*said, finished=True), chat(*said, finished=None), supervise="every"
+    )
+    finished = [exercise.finished for document in corpus.documents for exercise in document.exercises]
+    assert finished == [True, False, True, True, True, True]
 
 
 def test_repeated_ids_and_half_characters_are_kept_and_named(load):
