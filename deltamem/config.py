@@ -49,6 +49,11 @@ class DeltaMemConfig:
         "Steering columns start from the backbone's own projection (its first columns, as many as the rank; the public "
         "release's scripts take 8 whatever the rank), from zero, or at random.",
     )
+    limit_norms: bool = _described(
+        False,
+        "Whether the adapter's files say how large each state may grow, which keeps a memory usable after many more "
+        "tokens than training wrote. Trained, it is what states had on average in training.",
+    )
     base_model_name_or_path: str | None = _described(None, "The backbone that the adapter was made for.")
     revision: str | None = _described(None, "The backbone's revision.")
 
@@ -67,6 +72,8 @@ class DeltaMemConfig:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name} must be a number, got {value!r}")
             setattr(self, name, float(value))
+        if not isinstance(self.limit_norms, bool):
+            raise ConfigError(f"limit_norms must be true or false, got {self.limit_norms!r}")
         if isinstance(self.steer, str) or not self.steer:
             raise ConfigError(f"steer must be a non-empty sequence of {HEADS}, got {self.steer!r}")
         for head in self.steer:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from deltamem.config import DeltaMemConfig
 from deltamem.segments import Segments, segment_means
-from deltamem_kernels import delta_step, gated_delta_scan, gated_read, steer_
+from deltamem_kernels import delta_step, gated_read, steer_
+from deltamem_kernels.limits import limited, limited_scan
 
 
 class Written(NamedTuple):
@@ -29,6 +30,12 @@ class DeltaMemLayer(nn.Module):
         in_proj: [4·N·r, hidden], the rows of W_q, W_k, W_v and W_β, so that one matrix product serves all.
         beta_bias: [N·r].
         steer: {"q": [q_out, N·r], "k": [k_out, N·r], "v": [v_out, N·r], "o": [hidden, N·r]}, those steered.
+
+    Attributes:
+        norm_limit: [N] float32, the Frobenius norm that each state may reach; None: any. The paper's Method has no such
+            limit; docs/remember.md has what it is for. A state beyond it is scaled down as a pass of several tokens
+            begins, and in a longer one before every 256th write. Single tokens, as they are generated, leave it to the
+            pass that follows.
     """
 
     def __init__(self, config: DeltaMemConfig, hidden: int, base_columns: dict[str, Tensor]):
@@ -46,6 +53,9 @@ class DeltaMemLayer(nn.Module):
         for block in self.in_proj.detach()[: 3 * width].split(width):  # W_β starts at zero
             nn.init.kaiming_uniform_(block, a=math.sqrt(5))
         self.beta_bias = nn.Parameter(torch.full((width,), config.beta_bias_init, device=device))
+        limits = torch.full((config.states,), torch.finfo(torch.float32).max, device=device)
+        self.register_buffer("norm_limit", limits if config.limit_norms else None)
+        self.norm_limit: Tensor | None
         self.steer = nn.ParameterDict(
             {head: nn.Parameter(_steering_init(columns, config)) for head, columns in base_columns.items()}
         )
@@ -74,13 +84,13 @@ class DeltaMemLayer(nn.Module):
             reads [B, T, N·r] float32, new state, what was written (None without ``write``).
         """
         if not write:
-            return gated_read(projected, state, valid).flatten(2), state, None
+            return gated_read(projected, limited(state, self.norm_limit), valid).flatten(2), state, None
         if segments is None:
-            reads, state = gated_delta_scan(projected, self.beta_bias, state, valid)
+            reads, state = limited_scan(projected, self.beta_bias, state, valid, self.norm_limit)
             return reads.flatten(2), state, Written(self.gates(projected), valid)
-        reads = gated_read(projected, state, valid)
+        reads = gated_read(projected, limited(state, self.norm_limit), valid)
         means, filled = segment_means(projected, segments)
-        _, state = gated_delta_scan(means, self.beta_bias, state, filled)
+        _, state = limited_scan(means, self.beta_bias, state, filled, self.norm_limit)
         return reads.flatten(2), state, Written(self.gates(means), filled)
 
     def step(
@@ -134,6 +144,11 @@ class MemoryLayers(nn.ModuleDict):
 
     def items(self) -> ItemsView[str, DeltaMemLayer]:
         return cast("ItemsView[str, DeltaMemLayer]", super().items())
+
+    @property
+    def limited(self) -> bool:
+        """Whether the norms of the states have limits."""
+        return any(layer.norm_limit is not None for _, layer in self.items())
 
 
 def mean_gates(biases: Sequence[Tensor], written: Sequence[Written]) -> Tensor:

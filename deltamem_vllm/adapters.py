@@ -7,13 +7,15 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 
 from deltamem.adapters.files import load_adapter
 from deltamem.adapters.locate import locate
+from deltamem.adapters.names import tensor_name
 from deltamem.config import HEADS, DeltaMemConfig
-from deltamem.errors import ConfigError
+from deltamem.errors import AdapterFormatError, ConfigError
 from deltamem_vllm.names import ADAPTER
 
 
@@ -32,11 +34,15 @@ class Adapters:
         configs: by name; the order numbers the adapters.
         tensors: in the same order.
         layers: that have a memory.
+        limits: in the order of the adapters, the norms that states may have as a request begins, [layers, N] float32;
+            None: any. While a prompt is read nothing is limited (:mod:`deltamem_kernels.limits` does so every 256
+            tokens): where vLLM cuts prompts into parts hangs on the other requests.
         shape: configuration of the adapter with the most states and all heads that any steers, after which layers and
             pages are made.
 
     Raises:
         ConfigError: they differ in what they must share, or name a layer that the backbone lacks.
+        AdapterFormatError: limits are missing.
     """
 
     def __init__(self, loaded: Mapping[str, tuple[DeltaMemConfig, dict[str, Tensor]]], depth: int):
@@ -59,6 +65,15 @@ class Adapters:
         self.layers: tuple[int, ...] = shared[next(iter(shared))]["layers"]
         if max(self.layers) >= depth:
             raise ConfigError(f"the adapter names layer {max(self.layers)}, the backbone has layers 0 to {depth - 1}")
+        self.limits = [self._limits(*one) for one in loaded.values()]
+
+    def _limits(self, config: DeltaMemConfig, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        if not config.limit_norms:
+            return None
+        names = [tensor_name(layer, "norm_limit") for layer in self.layers]
+        if missing := [name for name in names if name not in tensors]:
+            raise AdapterFormatError(f"the adapter's tensor {missing[0]} is missing")
+        return torch.stack([tensors[name].float() for name in names])
 
     def number(self, name: str) -> int:
         """An adapter's place in the order."""

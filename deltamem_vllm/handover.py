@@ -92,10 +92,14 @@ class Handover:
 
     def pages(self, adapters: Adapters) -> Tensor:
         """The first page of each layer, [layers, page] float32, once :meth:`parse` has named the adapter."""
+        from deltamem_kernels.limits import limited  # with numba, which vLLM's start can't stand (layer.py)
+
         assert self.adapter is not None
         pages = torch.zeros(len(adapters.layers), page_size(adapters.shape))
         if self.memory is not None:
-            states = _numbers(self.memory).view(len(pages), -1)
+            config, number = adapters.configs[self.adapter], adapters.number(self.adapter)
+            states = _numbers(self.memory).view(len(pages), config.states, config.rank, config.rank)
+            states = limited(states, adapters.limits[number]).flatten(1)
             pages[:, : states.shape[1]] = states
         pages[:, -SETTINGS] = adapters.number(self.adapter)
         pages[:, -2] = NEVER if self.write_from is None else self.write_from

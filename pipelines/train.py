@@ -185,9 +185,9 @@ def _live(config: Config, cell: Cell) -> Sequence[Tracker]:
 
 
 def _write_adapter(folder: Path, saved: Path, plan: Plan, record: dict[str, Any]) -> None:
-    """The float32 master weights of a checkpoint as an adapter folder."""
+    """The last checkpoint's float32 tensors as an adapter folder."""
     with replacing(folder) as partial:
-        plan.recipe.save(partial, checkpoint.master_weights(saved))
+        plan.recipe.save(partial, checkpoint.adapter_tensors(saved))
         write_record(partial / "training.json", record)
         shutil.copy(_curve(plan.run_folder), partial / "curve.csv")
 

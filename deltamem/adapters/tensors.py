@@ -1,20 +1,14 @@
-"""The tensors of an adapter: their names in the files, from the layers' parameters and back."""
+"""The tensors of an adapter: from the layers' parameters, and back."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from deltamem.adapters.names import INPUTS, tensor_name
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import AdapterFormatError
 from deltamem.layer import MemoryLayers
-
-INPUTS = ("memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj")
-
-
-def tensor_name(layer: int | str, name: str) -> str:
-    """Both formats name tensors alike."""
-    return f"model.layers.{layer}.self_attn.{name}"
 
 
 def collect_tensors(parameters: dict[str, Tensor], config: DeltaMemConfig) -> dict[str, Tensor]:
@@ -25,7 +19,7 @@ def collect_tensors(parameters: dict[str, Tensor], config: DeltaMemConfig) -> di
         if rest == "in_proj":
             for block_name, block in zip(INPUTS, value.split(config.width), strict=True):
                 tensors[tensor_name(layer, block_name)] = block
-        elif rest == "beta_bias":
+        elif rest in ("beta_bias", "norm_limit"):
             tensors[tensor_name(layer, rest)] = value
         else:  # steer.<head>
             tensors[tensor_name(layer, f"delta_{rest.removeprefix('steer.')}_proj")] = value
@@ -57,6 +51,8 @@ def fill_layers(layers: MemoryLayers, tensors: dict[str, Tensor], config: DeltaM
             for name, block in zip(INPUTS, layer.in_proj.split(config.width), strict=True):
                 take(i, name, block)
             take(i, "beta_bias", layer.beta_bias)
+            if layer.norm_limit is not None:
+                take(i, "norm_limit", layer.norm_limit)
             for head, weight in layer.steer.items():
                 take(i, f"delta_{head}_proj", weight)
     if left:

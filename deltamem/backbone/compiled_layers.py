@@ -121,6 +121,8 @@ class _CompiledLayer:
 
     def _obstacle(self, call: DeltaCall, cache: Any) -> str | None:
         block, config = self._layer.module, cast(Any, self._layer.attention).config
+        if call.layers.limited:
+            return "the norms of its states are limited, in parts of a length that a program would have to know"
         if call.segments is not None:
             return "ssw writes as many segments as a batch happens to have"
         if isinstance(call.strength, Tensor) or call.strength != 1:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltamem.adapters.files import load_adapter
 from deltamem.adapters.locate import locate
-from deltamem.adapters.tensors import tensor_name
+from deltamem.adapters.names import tensor_name
 from deltamem.chat import session_files
 from deltamem.config import HEADS
 from deltamem.errors import DeltaMemError
@@ -138,6 +138,7 @@ def _inspect_adapter(path: str) -> Inspection:
     columns += [f"‖W_Δ{head}‖" for head in heads]
     rows, tiles = [], {}
     names = ["memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj"]
+    columns += ["largest state"] * config.limit_norms
     for i in layers:
 
         def get(name: str, layer: int = i) -> Tensor:
@@ -151,7 +152,9 @@ def _inspect_adapter(path: str) -> Inspection:
         norms = [get(name).norm() for name in names]
         steering = [get(f"delta_{head}_proj").norm() for head in heads]
         gates = [f"{float(value):.4f}" for value in (gate.mean(), gate.min(), gate.max())]
-        rows.append([str(i), f"{count:,}", *(f"{n:.2f}" for n in norms), *gates, *(f"{n:.2f}" for n in steering)])
+        limits = [f"{float(get('norm_limit').max()):.2f}"] if config.limit_norms else []
+        norms, steering = ([f"{norm:.2f}" for norm in of_some] for of_some in (norms, steering))
+        rows.append([str(i), f"{count:,}", *norms, *gates, *steering, *limits])
         tiles[i] = gate.view(config.states, config.rank)
     facts = {
         "strategy": config.strategy.upper() + (f" per {config.segment}" if config.strategy == "ssw" else ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +50,7 @@ class DeltaRecipe(Recipe):
 
     def objective(self, base: PreTrainedModel) -> nn.Module:
         train = self.cell.train
-        model = get_delta_mem_model(base, self._settings)
+        model = get_delta_mem_model(base, replace(self._settings, limit_norms=False))  # they are found at the end
         if train.activation_checkpointing != "none":
             model.gradient_checkpointing_enable(selective=train.activation_checkpointing == "selective")
             model.train()
@@ -79,6 +80,13 @@ class DeltaRecipe(Recipe):
     def metrics(self, result: EpisodeLoss) -> dict[str, Tensor]:
         return {n: value for n, value in result._asdict().items() if n != "token_nll" and value is not None}
 
+    def measured(self, objective: nn.Module, batches: Iterable[EpisodeBatch]) -> tuple[dict[str, Tensor], Tensor]:
+        if not self._settings.limit_norms:
+            return super().measured(objective, batches)
+        objective = cast(MemoryObjective, objective)
+        norms, texts = objective.sum_of_norms(batches)
+        return {f"{name}.norm_limit": its for name, its in zip(objective.adapter, norms, strict=True)}, texts
+
     def misfits(self, folder: Path) -> list[str]:
         found, wanted = (_shape(config, self._depth) for config in (load_adapter(folder)[0], self._settings))
         return [f"its {name} is {found[name]}, the strategy's {wanted[name]}" for name in found
@@ -86,6 +94,7 @@ class DeltaRecipe(Recipe):
 
     def start_from(self, objective: nn.Module, folder: Path) -> None:
         config, tensors = load_adapter(folder)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".norm_limit")}
         fill_layers(cast(MemoryObjective, objective).model[0].memory_layers, tensors, config, str(folder))
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -17,6 +17,9 @@ _RECORD = "trainer_state.json"
 _TENSORS = "trainer_state.safetensors"
 _DIGEST = "trainer_state.sha256"
 
+MEASURED = "measured.adapter."
+"""Begins the names of what the adapter's files have beside its weights."""
+
 
 def save(folder: Path, tensors: dict[str, Tensor], step: int, record: dict[str, Any]) -> None:
     """Write a checkpoint: gathered tensors, the random state, and the position in the data (its step)."""
@@ -60,7 +63,8 @@ def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
 
 
-def master_weights(folder: Path) -> dict[str, Tensor]:
-    """{parameter name in the adapter: float32 tensor}."""
-    tensors, prefix = load_file(folder / _TENSORS), "master.adapter."
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """{name in the adapter: float32 tensor}: its master weights, and what was measured of it at the end."""
+    tensors = load_file(folder / _TENSORS)
+    prefixes = ("master.adapter.", MEASURED)
+    return {n.removeprefix(p): t for p in prefixes for n, t in tensors.items() if n.startswith(p)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,6 +104,24 @@ class MemoryObjective(nn.Module):
             memory, gate = model.write_with_gates(**_written(texts), memory=memory)
             gates.append(gate)
         return fresh, memory, torch.stack(gates).mean(0)
+
+    @torch.no_grad()
+    def sum_of_norms(self, batches: Iterable[EpisodeBatch]) -> tuple[Tensor, Tensor]:
+        """Of the states after all texts of an episode, and of how many texts: those that have a token.
+
+        Returns:
+            [layers, N] float32, a scalar float32.
+        """
+        (model,) = self.model
+        total = torch.zeros(len(model.memory_layers), model.config.states, device=model.device)
+        count = total.new_zeros(())
+        for batch in batches:
+            norms = torch.stack(list(self._write(batch)[1].norms().values()))
+            mask = batch.context_mask
+            texts = norms.new_ones(norms.shape[1]) if mask is None else mask.any(1).to(norms.dtype)
+            total += torch.einsum("lbn,b->ln", norms, texts)
+            count += texts.sum()
+        return total, count
 
     def _repeat_nll(self, repeat: Reads, memory: DeltaMemory) -> Tensor:
         if not len(repeat.owner):  # the step's are in other micro-batches

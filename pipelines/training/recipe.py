@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -89,6 +91,13 @@ class Recipe(ABC):
     def metrics(self, result: Any) -> dict[str, Tensor]:
         """Scalars by the names of the curve's columns, from what the objective returned; "loss" is minimised."""
 
+    def measured(self, objective: nn.Module, batches: Iterable[EpisodeBatch]) -> tuple[dict[str, Tensor], Tensor]:
+        """What the adapter's files say beside its weights, named as these are: nothing, as a rule.
+
+        They are means over texts; every worker has some of the batches, and so gives sums and the number of texts.
+        """
+        return {}, torch.zeros(())
+
     @abstractmethod
     def misfits(self, folder: Path) -> list[str]:
         """In what an adapter differs so that training can't start from it; empty where it can.
@@ -103,4 +112,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        """Writes the adapter's files from float32 weights named as the objective's, without ``adapter.``."""
+        """Writes the adapter's files from float32 weights named as the objective's, without ``adapter.``.
+
+        What was :meth:`measured` is among them.
+        """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from pipelines.training.validation import Validation
 
 SAMPLED_STEPS = 400
 """Steps whose batches are looked at to plan the shapes of CUDA graphs."""
+
+MEASURED_STEPS = 64
+"""Steps, spread over the training, on whose batches is measured what the adapter's files have beside its weights."""
 
 
 def train_worker(task: WorkerTask, saved: Path | None) -> None:
@@ -94,7 +97,8 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
             after = _loss(engine, recipe, recipe.collate(episodes, micro_batches[-1].groups).to(device), workers)
             require_finite({LOSS: after}, f"after step {step + 1}", step + 1, schedule.steps, train)
             facts = {"metrics": row, "peak_memory_bytes": peak_bytes(device), "workers": crews}
-            _report(engine, step + 1, row, facts, rank)
+            found = _measured(recipe, objective, schedule.steps, share) if last else {}
+            _report(engine, found, step + 1, row, facts, rank)
         if profiler:
             profiler.step()
         began = time.perf_counter()
@@ -163,9 +167,22 @@ def _means_by_source(sums: Tensor, sources: Sequence[str]) -> dict[str, float]:
     return {SOURCE_NLL + name: total / count for name, (total, count) in found if count}
 
 
-def _report(engine, step: int, row: dict[str, float], facts: dict[str, Any], rank: int) -> None:
+def _measured(
+    recipe: Recipe, objective, steps: int, share: Callable[[int], tuple[Any, list[EpisodeBatch]]]
+) -> dict[str, Tensor]:
+    """What the adapter's files have beside its weights, by its name in a checkpoint."""
+    some = range(0, steps, -(-steps // MEASURED_STEPS))
+    sums, count = recipe.measured(objective, (batch for step in some for batch in share(step)[1]))
+    for value in (*sums.values(), count) if sums else ():
+        dist.all_reduce(value)
+    return {checkpoint.MEASURED + name: (value / count).cpu() for name, value in sums.items()}
+
+
+def _report(
+    engine, measured: dict[str, Tensor], step: int, row: dict[str, float], facts: dict[str, Any], rank: int
+) -> None:
     """Every worker reports; the first one's report carries the checkpoint, with some facts recorded in it."""
-    tensors = engines.gather_state(engine)
+    tensors = engines.gather_state(engine) | measured
     with tempfile.TemporaryDirectory() as folder:
         saved = None
         if rank == 0:

@@ -28,6 +28,8 @@ def make_models(folder, family="llama", base=(), adapters=None):
         with torch.no_grad():
             for _, layer in model.memory_layers.items():
                 layer.in_proj.normal_(0, 0.2)
+                if layer.norm_limit is not None:
+                    layer.norm_limit.fill_(0.1)
         models[name] = model.requires_grad_(False).eval()
         model.save_pretrained(folder / name)
     backbone.generation_config.eos_token_id = None

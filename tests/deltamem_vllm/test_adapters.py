@@ -6,7 +6,11 @@ import torch
 from deltamem_vllm.handover import to_bytes
 from tests.deltamem_vllm.engines import assert_equal, assert_same_memory, draw_prompts, metric
 
-ADAPTERS = {"tsw": {}, "msw": {"strategy": "msw"}, "other": {"alpha": 6.0, "steer": ("k", "v", "o")}}
+ADAPTERS = {
+    "tsw": {},
+    "msw": {"strategy": "msw", "limit_norms": True},
+    "other": {"alpha": 6.0, "steer": ("k", "v", "o")},
+}
 BLOCK = 32
 NAMES = ("msw", "tsw", "other", "tsw", "msw", "other")
 
@@ -27,6 +31,10 @@ def written(engine, names, seed):
 
 def test_sequences_of_different_adapters_together_are_each_as_alone(engine):
     prompts, memories = draw_prompts(40, 150, 9, 31, 64, 70, seed=1), written(engine, NAMES, seed=2)
+    limits = engine.models["msw"].memory_layers["0"].norm_limit
+    assert all(
+        (memory.norms()[0] > limits).any() for memory, name in zip(memories, NAMES, strict=True) if name == "msw"
+    )
     together = engine.run(prompts, memories, adapters=NAMES)
     for prompt, memory, name, found in zip(prompts, memories, NAMES, together, strict=True):
         assert_equal(found, engine.expected(prompt, memory, adapter=name))

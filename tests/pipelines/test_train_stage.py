@@ -84,6 +84,7 @@ def mixture(prepared, tmp_path_factory):
     (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
     values = yaml.safe_load(prepared.read_text())
     values |= {"results_dir": str(folder / "results"), "benchmarks": ["held_out"]}
+    values["strategies"] = {"tsw": {"adapter": {"limit_norms": True}}}
     values["register"] |= {"champion_metric": "held_out/memory_effect_nll"}
     values["train"] |= {
         "contrast": {"weight": 0.5, "until": 0.5},
@@ -182,6 +183,14 @@ def test_workers_killed_at_any_moment_change_nothing(mixture, undisturbed):
     assert any(not row[column] for row in curve for column in by_source)
     assert any(row["contrast"] for row in curve[: STEPS // 2])
     assert not any(row["contrast"] for row in curve[STEPS // 2 :]) and all(row["repeat_nll"] for row in curve)
+    recipe, objective = recipe_of(config, config.cell(*CELL)), objective_of(config, folder)
+    (episodes, _), layers = recipe.episodes(), objective.adapter.items()
+    limits = torch.stack([layer.norm_limit for _, layer in layers])
+    for _, layer in layers:
+        layer.norm_limit = None  # as it was trained
+    micro_batches = [micro for step in range(STEPS) for micro in recipe.schedule(episodes, 1).micro_batches(step, 0)]
+    norms, texts = objective.sum_of_norms(recipe.collate(episodes, m.groups, m.beside) for m in micro_batches)
+    torch.testing.assert_close(limits, norms / texts, rtol=1e-4, atol=1e-6)
     record = json.loads((folder / "training.json").read_text())
     assert record["step"] == STEPS and record["peak_memory_bytes"] > 0 and record["provenance"]["libraries"]
     assert record["workers"] == [{"count": 2, "from_step": 1}] and record["like_one_run"] == "to the bit"
@@ -290,7 +299,7 @@ def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_last_good_checkpoi
     (run,) = layout.train_state(*CELL).glob("run-*")
     kept = checkpoint.newest(run)
     assert checkpoint.record(kept)["step"] == 1
-    assert all(tensor.isfinite().all() for tensor in checkpoint.master_weights(kept).values())
+    assert all(tensor.isfinite().all() for tensor in checkpoint.adapter_tensors(kept).values())
     assert not layout.adapter(*CELL).exists()
 
 
@@ -405,7 +414,7 @@ def objective_of(config, adapter: Path) -> MemoryObjective:
 def watched(prepared, tmp_path_factory):
     """A training that starts from an adapter, and is validated, profiled and tracked."""
     folder = tmp_path_factory.mktemp("watched")
-    start = an_adapter(load_config(prepared), folder / "start")
+    start = an_adapter(load_config(prepared), folder / "start", limit_norms=True)
     changes = {"init_adapter": str(start), "validate_every": 2, "profile_steps": 1, "tracker": "tensorboard"}
     config = shorter(prepared, folder, train=changes, register={"live": True})
     train_cell(config, *CELL)

@@ -59,6 +59,16 @@ def test_what_is_measured_of_the_writing_is_of_the_texts_that_have_a_token(objec
     torch.testing.assert_close(both.loss - both.answer_nll, text.loss - text.answer_nll, atol=1e-6, rtol=1e-4)
 
 
+def test_norms_are_summed_over_the_texts_that_have_a_token(objective):
+    data = episodes([1, 1, 1, 1], width=lambda paper: (0, 9, 0, 12)[paper])
+    norms, texts = objective.sum_of_norms(collate(data, rows, 0) for rows in ([[0], [1]], [[2]], [[3], [1]]))
+    with torch.no_grad():
+        alone = [objective._write(collate(data, [[row]], 0))[1].norms().values() for row in (1, 3, 1)]
+    expected = sum(torch.stack([of_layer[0] for of_layer in of_text]) for of_text in alone)
+    torch.testing.assert_close(norms, expected, atol=1e-6, rtol=1e-5)
+    assert texts == 3 and (norms > 0).all()
+
+
 def test_an_answer_counts_as_the_weighted_mean_of_its_tokens(objective):
     def asked(weights):
         return objective(collate(episodes([2, 2], weights=weights), [[0, 1], [2, 3]], 0))
