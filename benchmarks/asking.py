@@ -83,17 +83,21 @@ OF_FILES: dict[str, Callable[[str], Benchmark]] = {
 
 SETS: dict[str, Callable[[str], Benchmark]] = OF_FILES | {
     "chat": lambda count: get_benchmark("chat", ChatRecallSettings(kind="chat_recall", version=1, **_count(count))),
+    "unseen": lambda count: get_benchmark(
+        "unseen", ChatRecallSettings(kind="chat_recall", version=1, unseen=True, **_count(count))
+    ),
     "replies": lambda count: get_benchmark(
         "replies", ChatRepliesSettings(kind="chat_replies", version=1, **_count(count))
     ),
 }
-"""With those of so many conversations (32 where no number is given): chats, and what a memory costs their replies."""
+"""With those of so many conversations (32 where no number is given): chats, chats about kinds of facts that no training
+sees, and what a memory costs their replies."""
 
 
 def _count(text: str) -> dict[str, int]:
     if text and not (text.isdecimal() and int(text)):
         raise typer.BadParameter(
-            f"chat and replies are followed by a number of conversations, as chat=128, not {text!r}"
+            f"chat, unseen and replies are followed by a number of conversations, as chat=128, not {text!r}"
         )
     return {"conversations": int(text)} if text else {}
 

@@ -38,7 +38,8 @@ class ChatRecall:
     def contexts(self) -> Iterator[Context]:
         for facts in self.settings.facts:
             for turns in self.settings.turns_after:
-                told = conversations(self.settings.conversations, self.settings.seed, "eval", (facts, facts), turns)
+                of = self.settings
+                told = conversations(of.conversations, of.seed, "eval", (facts, facts), turns, unseen=of.unseen)
                 for number, conversation in enumerate(told):
                     yield _context(conversation, f"{facts}/{number}", facts, turns)
 

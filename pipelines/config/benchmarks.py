@@ -144,6 +144,10 @@ class ChatRecallSettings(Section):
         [0, 2, 4, 8], description="numbers of ordinary turns between the last fact and the question"
     )
     conversations: Count = Field(32, description="conversations of each number of facts; every fact is asked for")
+    unseen: bool = Field(
+        False,
+        description="facts of kinds that no training sees (a blood type, a seat), instead of those that it does",
+    )
     seed: int = Field(42, description="of the conversations drawn")
 
 

@@ -2,11 +2,13 @@
 
 Between small talk and ordinary requests a person tells one fact after another; the assistant acknowledges each. Every
 fact has a question, phrased otherwise than it was told, and the natural sentence that answers it. Many are easily taken
-for one before them: the dog's name for the cat's. What is said is drawn from ``conversations.yaml``.
+for one before them: the dog's name for the cat's. What is said is drawn from ``conversations.yaml``, and of more kinds
+of facts from ``kinds_for_training.yaml`` and ``kinds_unseen.yaml``.
 
 The splits share nothing that a person says: each has phrasings of its own of every kind, and a quarter of the values
 (names, cities, numbers, …: those with the smallest digests) is kept for evaluation. What they share are the kinds of
-facts, whom or what they are about ("my sister", "my dog") and what the assistant says.
+facts, whom or what they are about ("my sister", "my dog") and what the assistant says. Of the kinds that no training
+sees ("my blood type") they don't share that either.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from deltamem.chat.messages import Message
 from pipelines.data.draw import pick, shuffled
 from pipelines.data.look_alikes import MADE_UP, Words, look_alike
 
-TEXTS = Path(__file__).with_suffix(".yaml")
+TEXTS = [Path(__file__).with_name(f"{name}.yaml") for name in ("conversations", "kinds_for_training", "kinds_unseen")]
 HELD_OUT = 1 / 4
 """Of the values."""
 ALIKE = 0.4
@@ -60,6 +62,7 @@ def conversations(
     turns_after: int = 0,
     new_values: float = 0.0,
     words: Words = MADE_UP,
+    unseen: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Conversations of a split; the first ones don't depend on ``count``.
 
@@ -68,16 +71,22 @@ def conversations(
         turns_after: ordinary turns that follow on the last fact, besides those between facts.
         new_values: of the values such a share stands in no pool, but looks like one of it.
         words: to draw those values from, besides made-up ones.
+        unseen: of the kinds that no training sees, instead of those that it does; of the split eval.
 
     Yields:
         ``{"messages": [{"role", "content"}, …], "facts": [{"kind", "value", "question", "answer", "told_in"}, …],
         "unknown": {"question", "answer"}}``: turns of a user's message and a reply each; what is asked of each fact, in
         the order they were told, and which of the messages tells it; a question for something that was not told.
+
+    Raises:
+        ValueError: unseen kinds of the split train.
     """
+    if not (kinds := _kinds(split, unseen)):
+        raise ValueError("no kind of fact is unseen in training")
     for number in range(count):
         rng = random.Random(f"{seed}/{split}/{number}")
         fewest, most = facts
-        draw = _Draw(rng, split, new_values, words)
+        draw = _Draw(rng, split, kinds, new_values, words)
         told = draw.facts(pick(rng, range(fewest, most + 1)) + 1)
         unknown = told.pop()
         messages, places = _messages(rng, split, told, turns_after)
@@ -124,6 +133,7 @@ class _Draw(NamedTuple):
 
     rng: random.Random
     split: Split
+    kinds: Sequence[str]
     new_values: float
     words: Words
 
@@ -141,8 +151,9 @@ class _Draw(NamedTuple):
         """Of the next fact."""
         if before and self.rng.random() < ALIKE:
             last = pick(self.rng, before)
-            return pick(self.rng, next(group for group in _texts()["alike"] if last in group))
-        return pick(self.rng, list(_texts()["kinds"]))
+            group = next(group for group in _texts()["alike"] if last in group)
+            return pick(self.rng, [kind for kind in group if kind in self.kinds])
+        return pick(self.rng, self.kinds)
 
     def fact(self, kind: str) -> tuple[dict[str, str], Fact]:
         """A fact of a kind, and what it is about."""
@@ -191,6 +202,13 @@ def _capital(text: str) -> str:
 
 
 @cache
+def _kinds(split: Split, unseen: bool) -> list[str]:
+    """The kinds of facts that are told in a split; none is unseen in training's."""
+    tells = {name: kind["tell"] for name, kind in _texts()["kinds"].items()}
+    return [name for name, tell in tells.items() if split in tell and unseen == ("train" not in tell)]
+
+
+@cache
 def _names(kind: str) -> list[str]:
     """What a kind's texts name besides the value: whom or what its facts are about."""
     entry = _texts()["kinds"][kind]
@@ -220,4 +238,6 @@ def _cut(entry: str) -> list[tuple[str, str | None]]:
 
 @cache
 def _texts() -> dict[str, Any]:
-    return yaml.load(TEXTS.read_text(encoding="utf-8"), yaml.CSafeLoader)  # in C: there are some thousand texts
+    # in C: there are some thousand texts
+    texts, more, unseen = (yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) for path in TEXTS)
+    return texts | {key: {**texts[key], **more[key], **unseen[key]} for key in ("kinds", "pools")}

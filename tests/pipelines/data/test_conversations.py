@@ -1,6 +1,8 @@
 """Conversations: facts told as a person would, asked for in other words, and nothing of the evaluation in training."""
 
+import hashlib
 import itertools
+import json
 import re
 
 import pytest
@@ -12,16 +14,19 @@ def said(conversation):
     return [m["content"] for m in conversation["messages"] if m["role"] == "user"]
 
 
-@pytest.fixture(scope="module", params=["train", "eval"])
+@pytest.fixture(scope="module", params=["train", "eval", "unseen"])
 def many(request):
-    return list(conversations(400, 3, request.param))
+    unseen = request.param == "unseen"
+    return list(conversations(400, 3, "eval" if unseen else request.param, unseen=unseen))
 
 
 def test_every_fact_is_told_once_and_its_answer_is_a_sentence_with_the_value(many):
     for conversation in many:
         told = " ".join(said(conversation))
         for fact in conversation["facts"]:
-            assert fact["value"].lower() in told.lower() and fact["value"] in fact["answer"]
+            assert fact["value"].lower() in told.lower()
+            capital = fact["value"][0].upper() + fact["value"][1:]
+            assert fact["value"] in fact["answer"] or fact["answer"].startswith(capital)
             assert fact["answer"].endswith(".") and fact["question"][-1] in "?.!"
             assert fact["value"].lower() not in fact["question"].lower().split()
 
@@ -57,9 +62,23 @@ def test_no_place_is_left_unfilled_and_sentences_begin_in_capitals(many):
         assert not [text for text in texts if re.search(r"[{}]", text) or text[0].islower()]
 
 
-def test_many_kinds_of_facts_are_told(many):
-    kinds = {fact["kind"] for conversation in many for fact in conversation["facts"]}
-    assert len(kinds) > 40
+def test_kinds_of_facts_are_those_of_the_split_and_unseen_ones_are_no_others():
+    def told(split, unseen):
+        drawn = conversations(2000, 3, split, unseen=unseen)
+        return {fact["kind"] for conversation in drawn for fact in conversation["facts"]}
+
+    trained, asked, unseen = told("train", False), told("eval", False), told("eval", True)
+    assert len(trained) == 93 and len(asked) == 45 and asked < trained
+    assert len(unseen) == 16 and not unseen & trained
+    texts = _texts()
+    assert {kind for group in texts["alike"] for kind in group} == set(texts["kinds"]) == trained | unseen
+    with pytest.raises(ValueError, match="no kind of fact is unseen in training"):
+        next(conversations(1, 3, "train", unseen=True))
+
+
+def test_what_is_asked_in_evaluation_is_what_it_was():
+    asked = json.dumps(list(conversations(50, 42, "eval", (1, 6), 4)), ensure_ascii=False)
+    assert hashlib.sha256(asked.encode()).hexdigest()[:16] == "a447880dc84302a6"
 
 
 def test_what_a_person_says_in_evaluation_never_occurs_in_training():
@@ -75,7 +94,7 @@ def test_no_phrasing_is_of_both_splits():
     texts = _texts()
     lists = [kind[key] for kind in texts["kinds"].values() for key in ("tell", "ask")]
     lists += [texts[key] for key in ("tell_frames", "ask_frames", "topic_frames")]
-    train, held_out = ({text.lower() for part in lists for text in part[split]} for split in ("train", "eval"))
+    train, held_out = ({text.lower() for part in lists for text in part.get(split, ())} for split in ("train", "eval"))
     assert held_out and not train & held_out
     train, held_out = ({said.lower() for said, _ in ordinary_turns(split)} for split in ("train", "eval"))
     assert held_out and not train & held_out
