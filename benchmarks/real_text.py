@@ -42,7 +42,8 @@ def main(
     backbone: Backbone,
     adapter: Adapter,
     sets: Annotated[
-        list[str], typer.Argument(help=f"NAME=FILE; chat, replies, or chat=CONVERSATIONS; names: {', '.join(SETS)}")
+        list[str],
+        typer.Argument(help=f"NAME=FILE; chat, unseen, replies, or chat=CONVERSATIONS; names: {', '.join(SETS)}"),
     ],
     lora: Annotated[
         Path | None, typer.Option(help="a LoRA trained without any text, as lora_without_context is")

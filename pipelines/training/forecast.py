@@ -10,16 +10,19 @@ from transformers import AutoModelForCausalLM
 from pipelines.training.recipe import Recipe
 from pipelines.training.schedule import Schedule
 
-FLOPS = 2.1e14
-"""Useful operations a second on an H100: a step of 8,192 + 512 tokens on Qwen3-4B's shape took 0.656 s (RESULTS.md). A
-small backbone's short steps are slower by what issuing their kernels takes."""
+FLOPS = 2.3e14
+"""Useful operations a second of matrix products on an H100: a step of 8,192 + 512 tokens on Qwen3-4B's shape took
+0.656 s (RESULTS.md), 0.044 of them by the next."""
+TOKEN = 5e-6
+"""Seconds that a token takes besides: the 16,700 of a median step on SmolLM2-135M took 0.118 s (docs/remember.md, run
+14), of which the products are a third."""
 _ADAM_BYTES = 12
 """Of a parameter: its float32 master and Adam's two moments, which ZeRO spreads over the workers."""
 
 
 def seconds_on_an_h100(parameters: float, tokens: float) -> float:
     """Of training through so many frozen parameters: forward and back are 4 operations a parameter and token."""
-    return 4 * parameters * tokens / FLOPS
+    return tokens * (4 * parameters / FLOPS + TOKEN)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Forecast:
             base = AutoModelForCausalLM.from_config(recipe.backbone_config, dtype=dtype)
             frozen = sum(p.numel() for p in base.parameters())
             parameters = sum(p.numel() for p in recipe.objective(base).parameters())
-        tokens = round(sum(schedule.lengths) / len(schedule.lengths) * schedule.per_step * schedule.steps)
+        tokens = schedule.tokens
         weights_and_gradients = 2 * (2 if train.precision == "bfloat16" else 4)
         return cls(
             parameters,

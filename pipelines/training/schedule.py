@@ -152,6 +152,12 @@ class Schedule:
             counts = torch.nn.functional.one_hot(drawn, len(mixture.weights)).sum(1) * (self.per_step // draws)
         return torch.cat([torch.zeros_like(counts[:1]), counts.cumsum(0)])
 
+    @property
+    def tokens(self) -> int:
+        """Written and read in all steps, about: of every source as many groups as are drawn, of its mean length."""
+        means = [sum(self.lengths[group] for group in members) / max(1, len(members)) for members in self._members]
+        return round(sum(count * mean for count, mean in zip(self._drawn[-1].tolist(), means, strict=True)))
+
     def _chosen(self, source: int, first: int, last: int) -> list[int]:
         """The groups of a source from one place in its endless order to another."""
         members = self._members[source]

@@ -32,7 +32,7 @@ from pipelines.strategies.lora import PromptObjective, collate_prompts
 from pipelines.strategies.models import load_model
 from pipelines.train import train_cell
 from pipelines.training import checkpoint
-from pipelines.training.forecast import FLOPS, Forecast
+from pipelines.training.forecast import FLOPS, TOKEN, Forecast
 from pipelines.training.objective import MemoryObjective
 from pipelines.training.schedule import Schedule
 from tests.mlflow_server import USER, mlflow_server
@@ -560,7 +560,8 @@ def test_a_forecast_counts_what_is_trained(prepared):
     assert forecast.parameters == sum(p.numel() for p in objective.parameters())
     assert (forecast.steps, forecast.contexts) == (STEPS, 4)
     assert forecast.backbone_bytes == sum(p.numel() * p.element_size() for p in base.parameters())
-    assert forecast.hours == 4 * sum(p.numel() for p in base.parameters()) * forecast.tokens / FLOPS / 3600
+    of_token = 4 * sum(p.numel() for p in base.parameters()) / FLOPS + TOKEN
+    assert forecast.hours == pytest.approx(forecast.tokens * of_token / 3600)
     assert f"{forecast.parameters:,} parameters; {STEPS} steps of 4 contexts, about " in str(forecast)
     assert str(forecast).endswith("about a minute of an H100")
     assert str(replace(forecast, hours=2.25)).endswith("about 2.2 hours of an H100")

@@ -8,12 +8,13 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.config import load_config, resolve_config
-from pipelines.diagnosis.cost import FLOPS, estimate_costs, parameters
+from pipelines.diagnosis.cost import estimate_costs, parameters
 from pipelines.diagnosis.hub import Repository, look_up
 from pipelines.diagnosis.inputs import look_at_inputs
 from pipelines.diagnosis.machine import look_at_machine
 from pipelines.doctor import app
 from pipelines.harness.data_sets import data_set_of
+from pipelines.training.forecast import FLOPS, TOKEN
 from tests.hub import COMMIT, ask, running_hub
 from tests.paths import PROJECT
 
@@ -164,7 +165,7 @@ def test_a_training_costs_four_operations_a_parameter_and_token(tmp_path):
     config = load_config(settings(tmp_path, train=how, benchmarks=["qasper", "facts"]))
     costs = estimate_costs(config)
     (cost,) = costs.of_backbones
-    assert cost.training == pytest.approx(10 * 4 * 4 * 4e9 * (8192 + 512) / FLOPS / 3600)
+    assert cost.training == pytest.approx(10 * 4 * (8192 + 512) * (4 * 4e9 / FLOPS + TOKEN) / 3600)
     assert costs.uncounted == ["facts"] and costs.weight_bytes == 8e9 and cost.evaluation > 0
 
 

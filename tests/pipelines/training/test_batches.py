@@ -97,6 +97,13 @@ def test_a_mixture_is_the_same_for_any_workers_and_from_any_step_on(homogeneous)
     assert [drawn(other, step) for step in range(9)] != [drawn(two, step) for step in range(9)]
 
 
+@pytest.mark.parametrize("homogeneous", [False, True])
+def test_the_tokens_of_a_training_are_about_those_of_its_steps(homogeneous):
+    schedule, _ = mixed((40, 60, 5), homogeneous, max_steps=400, epochs=999)
+    read = [schedule.lengths[row] for step in range(schedule.steps) for row in drawn(schedule, step)]
+    assert schedule.tokens == pytest.approx(sum(read), rel=0.01)
+
+
 def test_a_mixture_of_one_source_is_a_training_on_it_alone():
     table = episodes([2, 1, 3, 1, 4], width=lambda paper: 3 + paper)
     options = train(epochs=3)
