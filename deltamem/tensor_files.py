@@ -12,9 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+# there is no way to read it but to set it, which is best done once, before there are threads
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file, which whoever may read other new files may read.
 
     Raises:
         OSError: it can't be written (a full disk, say). safetensors' own error is none, so whoever minds full disks and
@@ -25,6 +29,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     except SafetensorError as error:
         code = error_number(error) or errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(0o666 & ~_UMASK)  # safetensors leaves it to its owner alone: others couldn't use an adapter
 
 
 def error_number(error: SafetensorError) -> int | None:

@@ -209,3 +209,10 @@ def test_an_empty_folder_and_a_name_nobody_has_are_errors(tiny_model, tmp_path, 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(AdapterFormatError, match="neither a local folder nor an adapter that the Hub gave us"):
         DeltaMemModel.from_pretrained(tiny_model("qwen3"), tmp_path / "nowhere")
+
+
+def test_whoever_may_read_new_files_may_read_an_adapter(tiny_model, tmp_path):
+    get_delta_mem_model(tiny_model("qwen3", "sdpa")).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "new").touch()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "new", *(tmp_path / "adapter").iterdir()]}
+    assert set(modes.values()) == {modes["new"]} and "adapter_model.safetensors" in modes
