@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from pipelines.config.types import Count, Name, Number, Section
-
-Share = Annotated[Number, Field(ge=0, le=1)]
+from pipelines.config.types import Count, Name, Number, Section, Share
 
 
 class Generated(Section):

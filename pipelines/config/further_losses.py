@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pipelines.config.types import Count, Number, Section
+from pipelines.config.types import Count, Number, Section, Share
 
 
 class Contrast(Section):
@@ -50,9 +50,22 @@ class WriteAfter(Section):
         return self
 
 
+class CarryMemory(Section):
+    """Begins the memory of a text as earlier steps left another's, without gradients between them: long histories.
+
+    All begin empty again after a checkpoint, so a short ``checkpoint_every`` keeps them short.
+    """
+
+    share: Share = Field(0.5, description="of the memories; the others begin empty in every step")
+    texts: Count = Field(32, description="texts that are written one after the other into such a memory, in the mean")
+    ask_earlier: Share = Field(
+        0.5, description="share of these memories, in every step, that are asked about one of their earlier texts"
+    )
+
+
 def without_unused(train: dict[str, Any]) -> dict[str, Any]:
     """A train section as plain values, without what is off: a key that came later changes no earlier adapter."""
     return {name: value for name, value in train.items() if name not in _LATER or value}
 
 
-_LATER = {"init_adapter", "contrast", "repeat_text", "write_after", "keep_distribution", "cuda_graphs"}
+_LATER = {"init_adapter", "contrast", "repeat_text", "write_after", "carry_memory", "keep_distribution", "cuda_graphs"}

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from pipelines.config.conditions import ASKED_BY_DEFAULT, CONDITIONS, ConditionName
 from pipelines.config.files import read_mapping
-from pipelines.config.further_losses import Contrast, RepeatText, WriteAfter
+from pipelines.config.further_losses import CarryMemory, Contrast, RepeatText, WriteAfter
 from pipelines.config.types import Count, GpuShare, Number, Section, unique
 
 
@@ -47,6 +47,7 @@ class Train(Section):
     contrast: Contrast | None = Field(None, description="null: without")
     repeat_text: RepeatText | None = Field(None, description="null: without")
     write_after: WriteAfter | None = Field(None, description="null: questions follow right on their text")
+    carry_memory: CarryMemory | None = Field(None, description="null: every text is written into an empty memory")
     keep_distribution: Number = Field(
         0.0,
         ge=0,
@@ -115,6 +116,11 @@ class Train(Section):
         description="address of a Ray cluster, on which evaluations run too; null starts one on this machine for each "
         "training",
     )
+
+    @property
+    def lanes(self) -> int:
+        """Memories of a worker that go on from step to step, at most: as many as a step has texts."""
+        return max(1, self.batch_size // self.questions_per_write) if self.carry_memory else 0
 
     @model_validator(mode="after")
     def _graphs_can_be_captured(self) -> Train:

@@ -39,6 +39,7 @@ def _gpu_share(value: float) -> float:
 Number = Annotated[float, BeforeValidator(_number), AfterValidator(_finite)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 GpuShare = Annotated[Number, AfterValidator(_gpu_share)]
 """A whole number of GPUs, or 1/k of one: k jobs then share it."""
 

@@ -62,6 +62,7 @@ class DeltaRecipe(Recipe):
             train.write_questions,
             repeat_weight,
             train.keep_distribution,
+            train.lanes,
         )
         if train.cuda_graphs:
             objective.graphs = StepGraphs(objective)
@@ -78,7 +79,9 @@ class DeltaRecipe(Recipe):
         return Repetition(self.tokenizer)
 
     def metrics(self, result: EpisodeLoss) -> dict[str, Tensor]:
-        return {n: value for n, value in result._asdict().items() if n != "token_nll" and value is not None}
+        return {
+            n: value for n, value in result._asdict().items() if n not in ("token_nll", "states") and value is not None
+        }
 
     def measured(self, objective: nn.Module, batches: Iterable[EpisodeBatch]) -> tuple[dict[str, Tensor], Tensor]:
         if not self._settings.limit_norms:

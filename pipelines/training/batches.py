@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.data.shards import read_rows
 from pipelines.training.beside import Beside
+from pipelines.training.lanes import NOWHERE
 
 _COLUMNS = ("source", "paper_id", "context_ids", "segment_ids", "question_ids", "answer_ids", "answer_weights")
 
@@ -74,11 +75,14 @@ class EpisodeBatch(Texts, Reads):
     Attributes:
         papers: of the C texts.
         tokens: tokens that are not padding, written and read.
-        sources: of the C texts, by their names in the data section.
+        sources: of the Q questions, by their names in the data section.
         after: other texts, C each time, that are written into the same memories before the questions are read.
         others: [Q] int64, for each question the row of another document's memory; None where nothing is contrasted.
         contrast: scalar float32, weight of the contrast in the loss.
         repeat: prompts to repeat texts, with these as answers; None where there is none in the whole step.
+        lanes: [C, 2] int64, in which lane each text's memory begins (-1: it is empty) and in which it is left (-1: in
+            none); None where all begin empty.
+        initial: [layers, C, N, r, r] float32, the memories that the texts are written into; None where all are empty.
         kept: [A] float32, the answer weights where the answer is the frozen backbone's own and its distribution is to
             be kept, else 0; None where there is no such answer.
     """
@@ -91,6 +95,8 @@ class EpisodeBatch(Texts, Reads):
     contrast: Tensor | None = None
     repeat: Reads | None = None
     kept: Tensor | None = None
+    lanes: Tensor | None = None
+    initial: Tensor | None = None
 
     def to(self, device: torch.device) -> EpisodeBatch:
         return _moved(self, device)
@@ -126,15 +132,12 @@ def collate(
         keep: the sources whose answers' distributions are to be kept.
     """
     beside = beside or Beside()
-    numbers = list({*chain(*groups, beside.more, *beside.after)})
+    asked_rows = groups if beside.lanes is None else [lane.asked for lane in beside.lanes]
+    numbers = list({*chain(*groups, *asked_rows, beside.more, *beside.after)})
     row_of = dict(zip(numbers, read_rows(episodes, numbers, _COLUMNS), strict=True))
-    questions = [[row_of[number] for number in group] for group in groups]
-    texts = [rows[0] for rows in questions] + [row_of[number] for number in beside.more]
-    reads = [
-        Read(row["question_ids"], row["answer_ids"], owner, row["answer_weights"])
-        for owner, rows in enumerate(questions)
-        for row in rows
-    ]
+    questions = [(owner, row_of[number]) for owner, group in enumerate(asked_rows) for number in group]
+    texts = [row_of[number] for number in (*(group[0] for group in groups), *beside.more)]
+    reads = [Read(row["question_ids"], row["answer_ids"], owner, row["answer_weights"]) for owner, row in questions]
     after = [[row_of[number] for number in rows] for rows in beside.after]
     others, repeat = None, None
     if beside.others is not None:
@@ -142,19 +145,26 @@ def collate(
     if beside.repeated is not None:
         repeat = make_reads(repetitions, beside.repeat_weight, pad_id)
     asked = make_reads(reads, 1 / len(reads), pad_id)
-    to_keep = torch.tensor([texts[read.owner]["source"] in keep for read in reads])
+    sources = [row["source"] for _, row in questions]
+    to_keep = torch.tensor([source in keep for source in sources])
+    lanes = None
+    if beside.lanes is not None:
+        lanes = torch.tensor(
+            [(lane.begins, lane.ends) for lane in beside.lanes] + [(NOWHERE, NOWHERE)] * len(beside.more)
+        )
     written = sum(len(text["context_ids"]) for some in (texts, *after) for text in some)
     return EpisodeBatch(
         **vars(asked),
         **vars(_make_texts(texts, pad_id)),
         papers=[text["paper_id"] for text in texts],
         tokens=written + sum(len(read.asked) + len(read.answer) for read in (*reads, *repetitions)),
-        sources=[text["source"] for text in texts],
+        sources=sources,
         after=tuple(_make_texts(some, pad_id) for some in after),
         others=others,
         contrast=None if others is None else torch.tensor(beside.contrast),
         repeat=repeat,
         kept=asked.answer_weights * to_keep[asked.answer_rows] if to_keep.any() else None,
+        lanes=lanes,
     )
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from pipelines.training.lanes import Lane
+
 if TYPE_CHECKING:  # benchmarks run where what reads configurations isn't installed
     from pipelines.config import Train
 
@@ -34,6 +36,7 @@ class Beside:
         contrast: weight of the contrast in this step.
         repeated: the groups, by their places, whose texts are to be repeated; None where the step has none.
         repeat_weight: what each of them counts in the micro-batch's loss, so that all of the step count alike.
+        lanes: of each group, where its memory begins and is left; None where all begin empty.
     """
 
     more: list[int] = field(default_factory=list)
@@ -42,6 +45,7 @@ class Beside:
     contrast: float = 0.0
     repeated: list[int] | None = None
     repeat_weight: float = 0.0
+    lanes: list[Lane] | None = None
 
 
 class Companions:

@@ -112,6 +112,7 @@ class StepGraphs:
         Raises:
             StageError: this backbone's pass can't be captured.
         """
+        sample = [self._losses.objective.begun(batch) for batch in sample]
         shapes = [Shape.of(batch) for batch in sample]
         self._plan = plan(shapes, count)
         examples = {

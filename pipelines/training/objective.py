@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class EpisodeLoss(NamedTuple):
         write_gate, state_norm: 0 where no text has a token.
         contrast, repeat_nll, kl: parts of the loss, before their weights; None where they are none.
         token_nll: of each answer token, [A] nats.
+        states: [layers, C, N, r, r] float32, those that the texts leave; None where no text's memory begins elsewhere.
     """
 
     loss: Tensor
@@ -35,6 +37,7 @@ class EpisodeLoss(NamedTuple):
     repeat_nll: Tensor | None
     kl: Tensor | None
     token_nll: Tensor
+    states: Tensor | None
 
 
 class MemoryObjective(nn.Module):
@@ -47,6 +50,7 @@ class MemoryObjective(nn.Module):
             it changes nothing.
         repeat_weight: of the texts to repeat.
         keep_weight: of the divergence from the frozen model on replies of its own.
+        lanes: memories that go on from step to step (:mod:`pipelines.training.lanes`).
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class MemoryObjective(nn.Module):
         write_questions: bool = False,
         repeat_weight: float = 0.0,
         keep_weight: float = 0.0,
+        lanes: int = 0,
     ):
         super().__init__()
         self.adapter = model.memory_layers
@@ -64,11 +69,26 @@ class MemoryObjective(nn.Module):
         self.write_penalty, self.write_target = write_penalty, write_target
         self.write_questions = write_questions and model.config.strategy != "ssw"
         self.repeat_weight, self.keep_weight = repeat_weight, keep_weight
+        nowhere = 1  # a place for what is left in no lane
+        state = model.config.states, model.config.rank, model.config.rank
+        self.left = torch.zeros(len(model.memory_layers), lanes + nowhere, *state, device=model.device)
         self.graphs: Callable[[EpisodeBatch], EpisodeLoss] | None = None
         """What computes :meth:`losses` and their gradients where they are learnt from; None: PyTorch, as it comes."""
 
     def forward(self, batch: EpisodeBatch) -> EpisodeLoss:
-        return self.graphs(batch) if self.graphs is not None and torch.is_grad_enabled() else self.losses(batch)
+        lanes, learns = batch.lanes, torch.is_grad_enabled()
+        batch = self.begun(batch)  # outside of what graphs capture: a capture passes over its batch several times
+        result = self.graphs(batch) if self.graphs is not None and learns else self.losses(batch)
+        if lanes is not None and learns and result.states is not None:
+            self.left[:, lanes[:, 1]] = result.states[:, : len(lanes)]
+        return result
+
+    def begun(self, batch: EpisodeBatch) -> EpisodeBatch:
+        """The batch with the memories that its lanes hold now instead of their numbers."""
+        if batch.lanes is None:
+            return batch
+        begins = batch.lanes[:, 0]
+        return replace(batch, lanes=None, initial=self.left[:, begins] * (begins >= 0)[:, None, None, None])
 
     def losses(self, batch: EpisodeBatch) -> EpisodeLoss:
         """Of a batch, on the device where the model is."""
@@ -93,12 +113,18 @@ class MemoryObjective(nn.Module):
             loss = loss + self.keep_weight * kl
         norms = _mean_norm(memory.detach(), batch.context_mask)
         parts = (None if part is None else part.detach() for part in (contrast, repeat, kl))
-        return EpisodeLoss(loss, nll.detach(), gate.detach().mean(), norms, *parts, tokens.detach())
+        states = None
+        if batch.initial is not None:
+            states = torch.stack([memory.states[i] for i in sorted(memory.states)]).detach()
+        return EpisodeLoss(loss, nll.detach(), gate.detach().mean(), norms, *parts, tokens.detach(), states)
 
     def _write(self, batch: EpisodeBatch) -> tuple[DeltaMemory, DeltaMemory, Tensor]:
         """The memories right after their own texts, those after all texts, and the mean write gate of each layer."""
         (model,) = self.model
-        fresh, gate = model.write_with_gates(**_written(batch))
+        begun = None
+        if batch.initial is not None:
+            begun = DeltaMemory(dict(zip(sorted(map(int, model.memory_layers)), batch.initial, strict=True)))
+        fresh, gate = model.write_with_gates(**_written(batch), memory=begun)
         memory, gates = fresh, [gate]
         for texts in batch.after:
             memory, gate = model.write_with_gates(**_written(texts), memory=memory)
@@ -298,7 +324,7 @@ def nll_by_source(nll: Tensor, batch: EpisodeBatch, sources: Sequence[str]) -> T
     Returns:
         [S, 2] float32: sums of micro-batches and workers are sums over all their questions.
     """
-    places = torch.tensor([sources.index(name) for name in batch.sources], device=nll.device)[batch.owner]
+    places = torch.tensor([sources.index(name) for name in batch.sources], device=nll.device)
     of_question = F.one_hot(places, len(sources)).float()
     weighted = nll * batch.answer_weights * len(batch.owner)
     # products, because sums by index come in no fixed order on a GPU

@@ -46,6 +46,7 @@ class Shape:
         later: how many times later texts are written.
         contrast: whether its questions are read with others' memories as well.
         kept: whether there are answers whose distributions are to be kept.
+        begun: whether the memories need not be empty before.
     """
 
     texts: int
@@ -53,6 +54,7 @@ class Shape:
     later: int
     contrast: bool
     kept: bool
+    begun: bool
     questions: ReadShape
     repeat: ReadShape | None
 
@@ -61,8 +63,8 @@ class Shape:
         """The sizes of a batch as it is."""
         width = max(texts.context_ids.shape[1] for texts in (batch, *batch.after))
         repeat = None if batch.repeat is None else ReadShape.of(batch.repeat)
-        contrast, kept = batch.others is not None, batch.kept is not None
-        return cls(len(batch.context_ids), width, len(batch.after), contrast, kept, ReadShape.of(batch), repeat)
+        also = batch.others is not None, batch.kept is not None, batch.initial is not None
+        return cls(len(batch.context_ids), width, len(batch.after), *also, ReadShape.of(batch), repeat)
 
     def rounded(self) -> Shape:
         """A shape that holds it and, likely, others of its kind.
@@ -81,7 +83,7 @@ class Shape:
     @property
     def fixed(self) -> tuple:
         """What padding can't make up for."""
-        return self.later, self.contrast, self.kept, self.repeat is None
+        return self.later, self.contrast, self.kept, self.begun, self.repeat is None
 
     @property
     def kind(self) -> tuple:
@@ -166,7 +168,13 @@ def padded(batch: EpisodeBatch, shape: Shape) -> EpisodeBatch:
         others=None if batch.others is None else _pad(batch.others, shape.questions.prompts),
         repeat=None if batch.repeat is None or shape.repeat is None else _padded_reads(batch.repeat, shape.repeat),
         kept=None if batch.kept is None else _pad(batch.kept, shape.questions.answers),
+        initial=None if batch.initial is None else _padded_memories(batch.initial, shape.texts),
     )
+
+
+def _padded_memories(states: Tensor, texts: int) -> Tensor:
+    layers, _, *state = states.shape
+    return _pad(states, layers, texts, *state)
 
 
 def _padded_texts(texts: Texts, shape: Shape) -> Texts:

@@ -71,7 +71,7 @@ class Recipe(ABC):
         """The order in which those rows are trained on. Raises StageError where there can be none."""
         train, seed = self.cell.train, self.cell.seed
         companions = Companions.of(episodes, train, seed) if self.has_memory else None
-        return Schedule(episodes, train, seed, workers, Mixture.of(self.config.data), companions)
+        return Schedule(episodes, train, seed, workers, Mixture.of(self.config.data), companions, self.has_memory)
 
     def prepare(self, base: PreTrainedModel, episodes: pa.Table) -> None:  # noqa: B027
         """Makes what the objective needs of the frozen backbone and the episodes: nothing, as a rule."""

@@ -6,8 +6,9 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from pipelines.errors import StageError
 from pipelines.training.beside import Beside, Companions
+from pipelines.training.lanes import Group, Lane, Lanes
 
 if TYPE_CHECKING:  # benchmarks run where what reads configurations isn't installed
     from pipelines.config import Data, Train
@@ -84,6 +86,7 @@ class Schedule:
     Args:
         mixture: weights and kind of steps, where the episodes are of several sources.
         companions: draws what every step's texts have beside them.
+        carries: whether memories go on from step to step, where ``train.carry_memory`` says so.
 
     Raises:
         StageError: no episodes, none of a source that has a weight, or the batch doesn't divide over the workers.
@@ -97,6 +100,7 @@ class Schedule:
         workers: int,
         mixture: Mixture | None = None,
         companions: Companions | None = None,
+        carries: bool = False,
     ):
         self.seed, self.workers, self._companions = seed, workers, companions
         self.groups = group_rows(episodes["paper_id"].to_pylist(), train.questions_per_write)
@@ -122,6 +126,9 @@ class Schedule:
         self._alike = mixture is not None and mixture.homogeneous
         self._drawn = self._draw(mixture)
         self._order = lru_cache(maxsize=2 * len(self._members))(self._shuffled)
+        self._lanes = None
+        if carries and train.carry_memory:
+            self._lanes = Lanes(train, seed, train.lanes, written, lambda step, rank: self._of_worker(step)[rank])
 
     def _by_source(self, sources: pa.ChunkedArray, mixture: Mixture | None) -> list[list[int]]:
         """The groups of every source, in the order of the mixture's weights."""
@@ -190,15 +197,35 @@ class Schedule:
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """The micro-batches of one worker in one step."""
+        batches = self._batches(step)
+        beside = self._companions.beside(step, self.steps, batches) if self._companions else [None] * len(batches)
+        asked = batches
+        if self._lanes:
+            lanes = self._in_lanes(step, batches)
+            beside = [replace(part or Beside(), lanes=its) for part, its in zip(beside, lanes, strict=True)]
+            asked = [[lane.asked for lane in its] for its in lanes]
+        sizes = [sum(map(len, batch)) for batch in asked]
+        weights = [size * len(batches) / sum(sizes) for size in sizes]
+        return list(map(MicroBatch, batches, weights, beside))[rank :: self.workers]
+
+    def _in_lanes(self, step: int, batches: Sequence[list[Group]]) -> list[list[Lane]]:
+        """The lanes of each micro-batch of all workers."""
+        assert self._lanes is not None
+        of_worker = [iter(self._lanes.of(step, rank)) for rank in range(self.workers)]
+        return [list(islice(of_worker[number % self.workers], len(batch))) for number, batch in enumerate(batches)]
+
+    def _of_worker(self, step: int) -> list[list[Group]]:
+        """The groups of each worker."""
+        batches = self._batches(step)
+        return [list(chain(*batches[rank :: self.workers])) for rank in range(self.workers)]
+
+    def _batches(self, step: int) -> list[list[Group]]:
+        """The groups of all micro-batches, whose workers take turns."""
         places = zip(self._drawn[step].tolist(), self._drawn[step + 1].tolist(), strict=True)
         chosen = [group for source, place in enumerate(places) for group in self._chosen(source, *place)]
         chosen.sort(key=lambda g: (self.lengths[g], g))
         cuts = cut_evenly([self.lengths[g] for g in chosen], self.accumulation * self.workers)
-        batches = [[self.groups[g] for g in chosen[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
-        sizes = [sum(map(len, batch)) for batch in batches]
-        weights = [size * len(batches) / sum(sizes) for size in sizes]
-        beside = self._companions.beside(step, self.steps, batches) if self._companions else [None] * len(batches)
-        return list(map(MicroBatch, batches, weights, beside))[rank :: self.workers]
+        return [[self.groups[g] for g in chosen[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
 def _runs(values: list[int], length: int) -> list[list[int]]:

@@ -205,4 +205,4 @@ def test_the_learning_rate_warms_up_and_falls_to_zero_as_transformers_does():
 def test_a_batch_knows_whose_its_contexts_are():
     table = episodes([2, 1, 3])
     batch = collate(table, [[0, 1], [2], [3, 4]], 0)
-    assert batch.papers == ["p0", "p1", "p2"] and batch.sources == ["papers"] * 3
+    assert batch.papers == ["p0", "p1", "p2"] and batch.sources == ["papers"] * 5

@@ -1,0 +1,98 @@
+"""Memories that go on from one step to the next, so that training shows long histories and costs no more for it.
+
+A lane is a memory that texts of different steps are written into, one a step, without gradients from one to the other.
+What is asked may be of an earlier text: to answer it, what was written since must have left it there.
+
+Which lane a text goes into, where a lane begins anew and what is asked is drawn by (seed, step, worker), and all lanes
+begin anew after a checkpoint: so it is the same after every restart. Lanes are a worker's own, so another number of
+workers makes other histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:  # benchmarks run where what reads configurations isn't installed
+    from pipelines.config import Train
+
+NOWHERE = -1
+"""In place of a lane: begins empty, is left nowhere."""
+
+Group = list[int]
+
+
+class Lane(NamedTuple):
+    """Of a group of episodes that share a written text.
+
+    Attributes:
+        begins, ends: the lanes whose memory the text is written into, and where that is left after it.
+        asked: rows of episodes whose questions are read then, the group's own or those of an earlier text.
+    """
+
+    begins: int
+    ends: int
+    asked: Group
+
+
+class _Drawn(NamedTuple):
+    lane_of_place: list[int]
+    begins_anew: list[bool]
+    asks: list[float]
+    whom: list[float]
+
+
+class Lanes:
+    """The lanes of every step.
+
+    Args:
+        count: of lanes, as many as a worker may have texts in a step.
+        written: tokens of each episode's text; where there are none, an empty memory is meant, which no lane is.
+        groups: those of one worker in a step.
+    """
+
+    def __init__(
+        self, train: Train, seed: int, count: int, written: Sequence[int], groups: Callable[[int, int], list[Group]]
+    ):
+        assert train.carry_memory is not None
+        self.wanted, self.every, self.seed, self.count = train.carry_memory, train.checkpoint_every, seed, count
+        self._written, self._groups = written, groups
+        self._draw = lru_cache(maxsize=1024)(self._drawn)
+        self._assigned = lru_cache(maxsize=1024)(self._assign)
+
+    def of(self, step: int, rank: int) -> list[Lane]:
+        """For each group of a worker, in their order."""
+        drawn, found = self._draw(step, rank), []
+        for lane, group in self._assigned(step, rank):
+            if not self._written[group[0]]:
+                found.append(Lane(NOWHERE, NOWHERE, group))
+                continue
+            before = self._history(step, rank, lane)
+            earlier = bool(before) and drawn.asks[lane] < self.wanted.ask_earlier
+            asked = before[int(drawn.whom[lane] * len(before))] if earlier else group
+            found.append(Lane(lane if before else NOWHERE, lane, asked))
+        return found
+
+    def _history(self, step: int, rank: int, lane: int) -> list[Group]:
+        """The groups whose texts are in a lane as a step begins, the last first."""
+        found = []
+        while not self._draw(step, rank).begins_anew[lane]:
+            step -= 1
+            found += [group for its, group in self._assigned(step, rank) if its == lane and self._written[group[0]]]
+        return found
+
+    def _assign(self, step: int, rank: int) -> list[tuple[int, Group]]:
+        return list(zip(self._draw(step, rank).lane_of_place, self._groups(step, rank), strict=False))
+
+    def _drawn(self, step: int, rank: int) -> _Drawn:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step + rank * 7_919_003 + 15_485_863_003)
+        places = torch.randperm(self.count, generator=generator).tolist()
+        anew, asks, whom = torch.rand(3, self.count, generator=generator, dtype=torch.float64)
+        # lanes beyond the share begin anew in every step: they are ordinary texts
+        begins = (anew < 1 / self.wanted.texts) | (torch.arange(self.count) >= self.wanted.share * self.count)
+        if step % self.every == 0:
+            begins[:] = True
+        return _Drawn(places, begins.tolist(), asks.tolist(), whom.tolist())
