@@ -31,7 +31,7 @@ from pipelines.config.strategies import LoraStrategy
 from pipelines.data.shards import read_rows, whole_chat
 from pipelines.errors import StageError
 from pipelines.training.batches import EpisodeBatch, collate
-from pipelines.training.objective import answer_logits, answer_nll, token_nll
+from pipelines.training.losses import answer_logits, answer_nll, token_nll
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -20,7 +20,7 @@ from pipelines.strategies.lora_recipe import LoraRecipe
 from pipelines.strategies.memgen import MemGen, ends_of
 from pipelines.strategies.memgen_reader import EvaluatedMemGen
 from pipelines.training.batches import EpisodeBatch
-from pipelines.training.objective import answer_nll, token_nll
+from pipelines.training.losses import answer_nll, token_nll
 
 FORMAT = "memgen"
 _ENDS = "ends"

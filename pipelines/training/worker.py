@@ -25,7 +25,7 @@ from pipelines.training.batches import EpisodeBatch
 from pipelines.training.curve import LOSS, SOURCE_NLL, STEP, Curve
 from pipelines.training.finite import require_finite
 from pipelines.training.learning_rate import learning_rate
-from pipelines.training.objective import nll_by_source
+from pipelines.training.losses import nll_by_source
 from pipelines.training.profiling import start_profiler
 from pipelines.training.recipe import Recipe
 from pipelines.training.schedule import MicroBatch

@@ -5,7 +5,8 @@ import torch
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.training.batches import collate
-from pipelines.training.objective import MemoryObjective, answer_nll, divergence, nll_by_source
+from pipelines.training.losses import answer_nll, divergence, nll_by_source
+from pipelines.training.objective import MemoryObjective
 from tests.pipelines.training.episodes import episodes
 
 
