@@ -26,6 +26,7 @@ class Question:
         extra: what the scorer needs besides.
         max_new_tokens: of this answer, where it differs from the benchmark's.
         asked: the bare question, where the message has an instruction besides.
+        unfinished: the first reference is the beginning of an answer: no end is expected after it.
     """
 
     question_id: str
@@ -36,6 +37,7 @@ class Question:
     extra: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
     asked: str = ""
+    unfinished: bool = False
 
     @property
     def query(self) -> str:

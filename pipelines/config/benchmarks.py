@@ -158,7 +158,7 @@ class ChatRepliesSettings(Section):
     version: Version
     conversations: Count = Field(32, description="conversations that fill the memory")
     requests: Count = Field(4, description="requests after each")
-    max_new_tokens: Count = Field(128, description="longest reply; of requests with a longer one nothing is asked")
+    max_new_tokens: Count = Field(128, description="longest reply; of a longer one the beginning is asked for")
     seed: int = Field(42, description="of the conversations and requests drawn")
 
 

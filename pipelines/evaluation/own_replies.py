@@ -25,31 +25,36 @@ def with_own_replies(
 ) -> list[Context]:
     """Contexts whose questions without references have the model's greedy reply, of the question alone, as theirs.
 
-    A question whose reply isn't finished after ``limit`` tokens is left out: what has no end can't be compared.
+    Of a reply that isn't finished after ``limit`` tokens they have the beginning. What hasn't a category yet has "whole
+    replies" or "beginnings of longer ones". A question to which nothing is said is left out.
 
     Args:
         reader: of the model that replies; its memory, if it has one, stays empty.
         batch_size: questions in a pass.
 
     Raises:
-        StageError: no reply is finished.
+        StageError: nothing is said to any.
     """
     asked = {_prompt(q): encoder.question(q) for context in contexts for q in context.questions if not q.references}
-    replies: dict[str, str] = {}
+    replies: dict[str, OwnReply] = {}
     for batch in by_length(asked, batch_size):
         found = own_replies(batch, reader, encoder, limit)
-        replies |= {prompt: reply.text for prompt, reply in found.items() if reply.finished and reply.text}
+        replies |= {prompt: reply for prompt, reply in found.items() if reply.text}
     answered = [
-        replace(context, questions=[replace(q, references=q.references or [replies[_prompt(q)]]) for q in questions])
+        replace(context, questions=[q if q.references else _answered(q, replies[_prompt(q)]) for q in questions])
         for context in contexts
         if (questions := [q for q in context.questions if q.references or _prompt(q) in replies])
     ]
     if not answered:
         raise StageError(
-            f"The backbone finishes none of its replies to {len(asked)} questions within {limit} tokens, so that there "
-            "is nothing to compare with. Set a larger max_new_tokens in the benchmark's entry."
+            f"The backbone says nothing to any of {len(asked)} questions: there is nothing to compare with."
         )
     return answered
+
+
+def _answered(question: Question, reply: OwnReply) -> Question:
+    category = question.category or ("whole replies" if reply.finished else "beginnings of longer ones")
+    return replace(question, references=[reply.text], category=category, unfinished=not reply.finished)
 
 
 def by_length(asked: Mapping[str, EncodedMessages], batch_size: int) -> Iterator[dict[str, EncodedMessages]]:

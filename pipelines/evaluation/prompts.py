@@ -63,17 +63,18 @@ class PromptEncoder:
         return self._prompt(question.messages)
 
     def answer(self, question: Question) -> list[int]:
-        """The tokens of the first reference in an assistant message, with the one that ends the turn.
+        """The tokens of the first reference in an assistant message, with the one that ends the turn if it is whole.
 
         Raises:
             StageError: there are none.
         """
         try:
-            return encode_reply(self.tokenizer, question.messages, question.references[0])
+            reply = encode_reply(self.tokenizer, question.messages, question.references[0])
         except DeltaMemError as error:
             raise StageError(
                 f"Question {question.question_id}: how likely its first reference is can't be measured ({error})."
             ) from error
+        return reply[:-1] if question.unfinished else reply
 
     def full(self, context: Context, room: int, drop_first: Side) -> FullPrompts:
         """The prompts of a context's questions, with as much of its history as fits.

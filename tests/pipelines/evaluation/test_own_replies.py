@@ -1,4 +1,6 @@
-"""The model's own replies as references: what it says alone, and only where it comes to an end."""
+"""The model's own replies as references: what it says alone, to the end or as far as it comes."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,27 +38,32 @@ def own(tiny_model):
         made = model.generate(ids, max_new_tokens=LIMIT, do_sample=False, eos_token_id=ends, pad_token_id=0)
         return made[0, ids.shape[1] :].tolist(), tokenizer
 
-    run.says = says
+    run.says, run.encoder = says, encoder
     return run
 
 
-def test_references_are_greedy_replies_that_end_and_other_questions_keep_theirs(own):
+def test_references_are_greedy_replies_as_far_as_they_come_and_other_questions_keep_theirs(own):
     texts = [f"What is {word}?" for word in ("tea", "a boat", "the moon", "gravity", "a verb", "rain")]
-    everything = list(range(0, 256, 3))
-    finished = {}
+    ends = list(range(0, 256, 20))
+    expected = {}
     for text in texts:
-        tokens, tokenizer = own.says(text, everything)
-        reply = tokenizer.decode(tokens[:-1], skip_special_tokens=True).strip()
-        if tokens[-1] in everything and len(tokens) <= LIMIT and reply:
-            finished[text] = reply
-    assert finished, "some replies must end for this test to tell anything"
+        tokens, tokenizer = own.says(text, ends)
+        ended = tokens[-1] in ends
+        said = tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True).strip()
+        if said:
+            category = "whole replies" if ended else "beginnings of longer ones"
+            expected[text] = ([said], category, not ended)
+    assert {unfinished for _, _, unfinished in expected.values()} == {True, False}, "else this tells nothing"
     contexts = [context(0, *texts), context(1, texts[0]), context(2, "kept", references=["as it is"])]
-    found = {q.question_id: q.references for c in own(contexts, everything) for q in c.questions}
-    expected = {f"0/{text}": [reply] for text, reply in finished.items()} | {"2/kept": ["as it is"]}
-    expected |= {f"1/{texts[0]}": [finished[texts[0]]]} if texts[0] in finished else {}
-    assert found == expected
+    answered = [question for c in own(contexts, ends) for question in c.questions]
+    found = {q.question_id: (q.references, q.category, q.unfinished) for q in answered}
+    of_all = {f"0/{text}": reply for text, reply in expected.items()} | {"2/kept": (["as it is"], "", False)}
+    assert found == of_all | ({f"1/{texts[0]}": expected[texts[0]]} if texts[0] in expected else {})
+    for question in answered:
+        whole = own.encoder.answer(replace(question, unfinished=False))
+        assert own.encoder.answer(question) == (whole[:-1] if question.unfinished else whole)
 
 
-def test_replies_without_an_end_are_nothing_to_compare_with(own):
-    with pytest.raises(StageError, match="none of its replies to 2 questions within 12 tokens.*max_new_tokens"):
-        own([context(0, "a", "b")], [10_000])
+def test_where_nothing_is_said_there_is_nothing_to_compare_with(own):
+    with pytest.raises(StageError, match="says nothing to any of 2 questions"):
+        own([context(0, "a", "b")], list(range(10_000)))
