@@ -102,7 +102,8 @@ def write(folder: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]) -> N
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_public(config), indent=2) + "\n", encoding="utf-8")
     path = folder / WEIGHTS_FILE
     try:
-        torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, path)
+        known = {name: tensor for name, tensor in tensors.items() if not name.endswith(".norm_limit")}
+        torch.save({name: tensor.detach().cpu().clone() for name, tensor in known.items()}, path)
     except RuntimeError as error:  # what torch makes of a full disk
         raise OSError(errno.EIO, f"can't be written ({error})", str(path)) from error
 
@@ -151,8 +152,15 @@ def config_from_public(values: dict[str, Any], where: str) -> DeltaMemConfig:
 def config_to_public(config: DeltaMemConfig) -> dict[str, Any]:
     """The inverse of :func:`config_from_public`.
 
-    The format has no word for this project's own segments: an adapter that writes by them is warned of.
+    The format has no word for this project's own segments and none for limits of norms: an adapter that writes by the
+    ones or has the others is warned of.
     """
+    if config.limit_norms:
+        warnings.warn(
+            "this adapter limits how large its states grow, which the public release doesn't know: there a memory of "
+            "many thousand tokens will be another",
+            stacklevel=2,
+        )
     if config.strategy == "ssw" and config.segmentation != "release":
         warnings.warn(
             f"this adapter was trained with each {config.segment}'s text alone as a segment; the public release adds "

@@ -76,6 +76,15 @@ def test_segments_of_this_projects_rule_stay_so_here_and_are_warned_of_in_the_pu
     assert adapter_files.load_adapter(tmp_path / "public")[0].segment_rule == f"release_{segment}"
 
 
+def test_limits_of_norms_stay_here_and_are_warned_of_in_the_public_format(tiny_model, tmp_path):
+    model = trained(tiny_model, strategy="msw", limit_norms=True)
+    with pytest.warns(UserWarning, match="limits how large its states grow"):
+        write_folder(model, tmp_path / "public", "public")
+    config, tensors = adapter_files.load_adapter(tmp_path / "public")
+    assert not config.limit_norms and not [name for name in tensors if name.endswith("norm_limit")]
+    assert torch.equal(logits(model), logits(DeltaMemModel.from_pretrained(tiny_model("qwen3"), tmp_path / "public")))
+
+
 def test_an_adapter_from_before_there_were_two_rules_keeps_this_projects(tiny_model, tmp_path):
     write_folder(trained(tiny_model, strategy="ssw"), tmp_path, "ours")
     path = tmp_path / "adapter_config.json"
