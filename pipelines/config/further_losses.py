@@ -51,15 +51,17 @@ class WriteAfter(Section):
 
 
 class CarryMemory(Section):
-    """Begins the memory of a text as earlier steps left another's, without gradients between them: long histories.
-
-    All begin empty again after a checkpoint, so a short ``checkpoint_every`` keeps them short.
-    """
+    """Begins the memory of a text as earlier steps left another's, without gradients between them: long histories."""
 
     share: Share = Field(0.5, description="of the memories; the others begin empty in every step")
     texts: Count = Field(32, description="texts that are written one after the other into such a memory, in the mean")
     ask_earlier: Share = Field(
         0.5, description="share of these memories, in every step, that are asked about one of their earlier texts"
+    )
+    anew_every: Count = Field(
+        100,
+        description="steps after which all begin empty again; train.checkpoint_every is a multiple of it, so that a "
+        "training that goes on from a checkpoint is like one that was never interrupted",
     )
 
 

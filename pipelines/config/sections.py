@@ -119,8 +119,9 @@ class Train(Section):
 
     @property
     def lanes(self) -> int:
-        """Memories of a worker that go on from step to step, at most: as many as a step has texts."""
-        return max(1, self.batch_size // self.questions_per_write) if self.carry_memory else 0
+        """Memories that may go on from step to step: for each micro-batch as many as a step has texts."""
+        texts, micro = (max(1, size // self.questions_per_write) for size in (self.batch_size, self.micro_batch_size))
+        return texts * (texts // micro) if self.carry_memory else 0
 
     @model_validator(mode="after")
     def _graphs_can_be_captured(self) -> Train:
@@ -130,6 +131,16 @@ class Train(Section):
             raise ValueError(
                 "cuda_graphs can't be captured with activation_checkpointing, which looks at the random state; set "
                 "activation_checkpointing: none, or cuda_graphs: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_carried_past_a_checkpoint(self) -> Train:
+        if self.carry_memory and self.checkpoint_every % self.carry_memory.anew_every:
+            raise ValueError(
+                f"checkpoint_every, {self.checkpoint_every}, is no multiple of carry_memory.anew_every, "
+                f"{self.carry_memory.anew_every}, and no checkpoint holds the memories that go on from step to step; "
+                "make it one"
             )
         return self
 

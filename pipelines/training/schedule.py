@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pipelines.errors import StageError
 from pipelines.training.beside import Beside, Companions
-from pipelines.training.lanes import Group, Lane, Lanes
+from pipelines.training.lanes import Group, Lanes
 
 if TYPE_CHECKING:  # benchmarks run where what reads configurations isn't installed
     from pipelines.config import Data, Train
@@ -128,7 +127,8 @@ class Schedule:
         self._order = lru_cache(maxsize=2 * len(self._members))(self._shuffled)
         self._lanes = None
         if carries and train.carry_memory:
-            self._lanes = Lanes(train, seed, train.lanes, written, lambda step, rank: self._of_worker(step)[rank])
+            batches = lru_cache(maxsize=64)(self._batches)
+            self._lanes = Lanes(train, seed, self.per_step, written, lambda step, number: batches(step)[number])
 
     def _by_source(self, sources: pa.ChunkedArray, mixture: Mixture | None) -> list[list[int]]:
         """The groups of every source, in the order of the mixture's weights."""
@@ -201,23 +201,12 @@ class Schedule:
         beside = self._companions.beside(step, self.steps, batches) if self._companions else [None] * len(batches)
         asked = batches
         if self._lanes:
-            lanes = self._in_lanes(step, batches)
+            lanes = [self._lanes.of(step, number) for number in range(len(batches))]
             beside = [replace(part or Beside(), lanes=its) for part, its in zip(beside, lanes, strict=True)]
             asked = [[lane.asked for lane in its] for its in lanes]
         sizes = [sum(map(len, batch)) for batch in asked]
         weights = [size * len(batches) / sum(sizes) for size in sizes]
         return list(map(MicroBatch, batches, weights, beside))[rank :: self.workers]
-
-    def _in_lanes(self, step: int, batches: Sequence[list[Group]]) -> list[list[Lane]]:
-        """The lanes of each micro-batch of all workers."""
-        assert self._lanes is not None
-        of_worker = [iter(self._lanes.of(step, rank)) for rank in range(self.workers)]
-        return [list(islice(of_worker[number % self.workers], len(batch))) for number, batch in enumerate(batches)]
-
-    def _of_worker(self, step: int) -> list[list[Group]]:
-        """The groups of each worker."""
-        batches = self._batches(step)
-        return [list(chain(*batches[rank :: self.workers])) for rank in range(self.workers)]
 
     def _batches(self, step: int) -> list[list[Group]]:
         """The groups of all micro-batches, whose workers take turns."""

@@ -90,7 +90,7 @@ def mixture(prepared, tmp_path_factory):
         "contrast": {"weight": 0.5, "until": 0.5},
         "repeat_text": {"weight": 0.5, "texts": 2, "max_tokens": 512},
         "write_after": {"texts": [0, 1], "shares": [1, 1]},
-        "carry_memory": {"texts": 2},
+        "carry_memory": {"texts": 2, "anew_every": 4},
     }
     values["data"] = {
         "sources": {

@@ -30,7 +30,7 @@ def batches(steps):
     values = {
         "batch_size": 12, "micro_batch_size": 6, "questions_per_write": 2, "num_workers": 1, "max_steps": 9,
         "epochs": 99,
-        "carry_memory": {"texts": 4},
+        "carry_memory": {"texts": 4, "anew_every": 10},
         "contrast": {"until": 0.6}, "repeat_text": {"texts": 2}, "write_after": {"texts": [0, 1], "shares": [1.0, 1.0]},
     }  # fmt: skip
     train = Train.model_validate(values)
@@ -48,7 +48,7 @@ def make(tiny_model, device="cpu", dtype=torch.float32):
     torch.manual_seed(0)
     base = tiny_model("llama", "sdpa").to(device, dtype)
     model = get_delta_mem_model(base, DeltaMemConfig(strategy="msw"))
-    return MemoryObjective(model, 0.01, 0.05, repeat_weight=0.5, keep_weight=4.0, lanes=6)
+    return MemoryObjective(model, 0.01, 0.05, repeat_weight=0.5, keep_weight=4.0, lanes=12)
 
 
 def trained(objective, steps, device="cpu"):

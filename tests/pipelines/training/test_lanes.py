@@ -4,6 +4,7 @@ from itertools import chain
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from pipelines.config import Train
@@ -25,8 +26,8 @@ def made(carry=None, workers=1, seed=0, **options):
     table = episodes([2] * 40, width=lambda paper: 0 if empty(paper) else 4 + paper % 9)
     values = {
         "batch_size": 16, "micro_batch_size": 16 // workers, "questions_per_write": 2, "num_workers": workers,
-        "max_steps": STEPS, "epochs": 999, "checkpoint_every": EVERY,
-        "carry_memory": {"share": 0.75, "texts": 3, "ask_earlier": 0.5} | (carry or {}),
+        "max_steps": STEPS, "epochs": 999, "checkpoint_every": 2 * EVERY,
+        "carry_memory": {"share": 0.75, "texts": 3, "ask_earlier": 0.5, "anew_every": EVERY} | (carry or {}),
     }  # fmt: skip
     train = Train.model_validate(values | options)
     return table, train, Schedule(table, train, seed, workers, carries=True)
@@ -38,29 +39,39 @@ def lanes_of(schedule, step, rank=0):
     return list(chain(*(zip(micro.groups, micro.beside.lanes, strict=True) for micro in micro_batches)))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_lane_holds_the_texts_that_were_left_in_it_and_is_asked_about_one_of_them(workers):
-    table, train, schedule = made(workers=workers, seed=4)
+@pytest.mark.parametrize("micro", [8, 16])
+def test_a_lane_holds_the_texts_that_were_left_in_it_and_is_asked_about_one_of_them(micro):
+    table, train, schedule = made(seed=4, micro_batch_size=micro)
     has_text = [bool(ids) for ids in table["context_ids"].to_pylist()]
-    for rank in range(workers):
-        texts, earlier, went_on = {}, 0, 0
-        for step in range(STEPS):
-            seen = lanes_of(schedule, step, rank)
-            assert [group for group, _ in seen] == list(chain(*schedule._batches(step)[rank::workers]))
-            ends = [lane.ends for _, lane in seen if lane.ends != NOWHERE]
-            assert len(set(ends)) == len(ends) and all(0 <= end < train.lanes for end in ends)
-            for group, (begins, its, asked) in seen:
-                if not has_text[group[0]]:
-                    assert (begins, its, asked) == (NOWHERE, NOWHERE, group)
-                    continue
-                assert begins in (NOWHERE, its)
-                if step % EVERY == 0 or its >= 0.75 * train.lanes:
-                    assert begins == NOWHERE
-                texts[its] = [*(texts[its] if begins == its else []), group]
-                assert asked in texts[its]
-                earlier += asked is not group
-                went_on += begins == its
-        assert went_on > 20 and 0.2 * went_on < earlier < 0.8 * went_on
+    texts, begun, earlier, went_on = {}, {}, 0, 0
+    for step in range(STEPS):
+        seen = lanes_of(schedule, step)
+        assert [group for group, _ in seen] == list(chain(*schedule._batches(step)))
+        ends = [lane.ends for _, lane in seen if lane.ends != NOWHERE]
+        assert len(set(ends)) == len(ends) and all(0 <= end < train.lanes for end in ends)
+        for group, (begins, its, asked) in seen:
+            if not has_text[group[0]]:
+                assert (begins, its, asked) == (NOWHERE, NOWHERE, group)
+                continue
+            assert begins in (NOWHERE, its) and not (begins == its and step % EVERY == 0)
+            texts[its] = [*(texts[its] if begins == its else []), group]
+            assert asked in texts[its]
+            earlier += asked is not group
+            went_on += begins == its
+            begun[its] = begun.get(its, 0) + (begins == its)
+    of_share = [count for count in begun.values() if count]  # the others never go on
+    assert 0.4 * len(begun) < len(of_share) < len(begun) and sum(of_share) == went_on > 100
+    assert 0.3 * went_on < earlier < 0.7 * went_on
+
+
+def test_lanes_are_the_same_for_any_number_of_workers():
+    _, _, one = made(micro_batch_size=8)
+    _, _, two = made(workers=2)
+    for step in range(STEPS):
+        alone, shared = lanes_of(one, step), [lanes_of(two, step, rank) for rank in (0, 1)]
+        assert alone == [*shared[0], *shared[1]] and any(lane.begins != NOWHERE for _, lane in alone) == (
+            step % EVERY != 0
+        )
 
 
 def test_lanes_are_the_same_from_any_step_on_and_others_for_another_seed():
@@ -79,6 +90,11 @@ def test_questions_count_alike_however_many_a_micro_batch_asks():
         asked = [sum(len(lane.asked) for lane in micro.beside.lanes) for micro in micro_batches]
         for micro, count in zip(micro_batches, asked, strict=True):
             assert micro.weight == pytest.approx(count * len(micro_batches) / sum(asked))
+
+
+def test_a_checkpoint_that_would_lose_memories_is_refused():
+    with pytest.raises(ValidationError, match="checkpoint_every, 12, is no multiple of carry_memory.anew_every, 8"):
+        made(checkpoint_every=12)
 
 
 def make_objective(tiny_model, train, **settings):
