@@ -13,7 +13,7 @@ from vllm.config import VllmConfig
 
 from deltamem.adapters.files import load_adapter
 from deltamem.adapters.locate import locate
-from deltamem.adapters.names import tensor_name
+from deltamem.adapters.names import NORM_LIMIT, tensor_name
 from deltamem.config import HEADS, DeltaMemConfig
 from deltamem.errors import AdapterFormatError, ConfigError
 from deltamem_vllm.names import ADAPTER
@@ -70,7 +70,7 @@ class Adapters:
     def _limits(self, config: DeltaMemConfig, tensors: Mapping[str, Tensor]) -> Tensor | None:
         if not config.limit_norms:
             return None
-        names = [tensor_name(layer, "norm_limit") for layer in self.layers]
+        names = [tensor_name(layer, NORM_LIMIT) for layer in self.layers]
         if missing := [name for name in names if name not in tensors]:
             raise AdapterFormatError(f"the adapter's tensor {missing[0]} is missing")
         return torch.stack([tensors[name].float() for name in names])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.mamba.mamba_utils import get_temporal_copy_spec
 
-from deltamem.adapters.names import INPUTS, tensor_name
+from deltamem.adapters.names import INPUTS, NORM_LIMIT, tensor_name
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import AdapterFormatError, UnsupportedModelError
 from deltamem_vllm.adapters import adapters_of
@@ -161,7 +161,7 @@ def _fill(
 
     for name, block in zip(INPUTS, memory.in_proj.unflatten(0, (adapters, 4, width))[adapter], strict=True):
         take(name, block[: config.width])
-    tensors.pop(tensor_name(memory.number, "norm_limit"), None)  # the memories are limited as they come
+    tensors.pop(tensor_name(memory.number, NORM_LIMIT), None)  # the memories are limited as they come
     take("beta_bias", memory.beta_bias.view(adapters, width)[adapter, : config.width])
     for head in config.steer:
         # α/r is a part of the weight: a power of two in every adapter trained here, so that nothing is rounded

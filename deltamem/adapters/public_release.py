@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from deltamem.adapters.names import without_limits
 from deltamem.config import HEADS, DeltaMemConfig
 from deltamem.errors import AdapterFormatError, ConfigError
 
@@ -102,8 +103,7 @@ def write(folder: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]) -> N
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_public(config), indent=2) + "\n", encoding="utf-8")
     path = folder / WEIGHTS_FILE
     try:
-        known = {name: tensor for name, tensor in tensors.items() if not name.endswith(".norm_limit")}
-        torch.save({name: tensor.detach().cpu().clone() for name, tensor in known.items()}, path)
+        torch.save({name: tensor.detach().cpu().clone() for name, tensor in without_limits(tensors).items()}, path)
     except RuntimeError as error:  # what torch makes of a full disk
         raise OSError(errno.EIO, f"can't be written ({error})", str(path)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltamem.adapters.names import INPUTS, tensor_name
+from deltamem.adapters.names import INPUTS, NORM_LIMIT, tensor_name
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import AdapterFormatError
 from deltamem.layer import MemoryLayers
@@ -19,7 +19,7 @@ def collect_tensors(parameters: dict[str, Tensor], config: DeltaMemConfig) -> di
         if rest == "in_proj":
             for block_name, block in zip(INPUTS, value.split(config.width), strict=True):
                 tensors[tensor_name(layer, block_name)] = block
-        elif rest in ("beta_bias", "norm_limit"):
+        elif rest in ("beta_bias", NORM_LIMIT):
             tensors[tensor_name(layer, rest)] = value
         else:  # steer.<head>
             tensors[tensor_name(layer, f"delta_{rest.removeprefix('steer.')}_proj")] = value
@@ -52,7 +52,7 @@ def fill_layers(layers: MemoryLayers, tensors: dict[str, Tensor], config: DeltaM
                 take(i, name, block)
             take(i, "beta_bias", layer.beta_bias)
             if layer.norm_limit is not None:
-                take(i, "norm_limit", layer.norm_limit)
+                take(i, NORM_LIMIT, layer.norm_limit)
             for head, weight in layer.steer.items():
                 take(i, f"delta_{head}_proj", weight)
     if left:

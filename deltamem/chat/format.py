@@ -99,17 +99,19 @@ def encode_history(
     return whole.encode(tokenizer, 0, len(whole.text) - (len(after.text) - end))[0]
 
 
-def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str) -> list[int]:
-    """The tokens of an assistant's reply to some messages, with the one that ends its turn.
+def encode_reply(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str, finished: bool = True
+) -> list[int]:
+    """The tokens of an assistant's reply to some messages, with the one that ends its turn if it is finished.
 
     Raises:
         DeltaMemError: the reply is empty, or the chat template puts nothing after it, or changes it.
     """
-    return encode_reply_and_part(tokenizer, messages, reply, "")[0]
+    return encode_reply_and_part(tokenizer, messages, reply, "", finished)[0]
 
 
 def encode_reply_and_part(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str, part: str
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str, part: str, finished: bool = True
 ) -> tuple[list[int], list[bool]]:
     """The same, and which of its tokens hold something of a part of the reply.
 
@@ -124,7 +126,7 @@ def encode_reply_and_part(
     end = max((i for i, segment in enumerate(inside) if segment == 0), default=-1) + 1
     if not reply.strip() or end == len(ids):
         raise DeltaMemError("the reply is empty, or the chat template puts no end-of-turn token after it")
-    its = slice(inside.index(0), end + 1)
+    its = slice(inside.index(0), end + finished)
     words = re.compile(rf"(?<!\w){re.escape(part)}(?!\w)", re.IGNORECASE)
     found = [match.span() for _, start, stop in span for match in words.finditer(text.text, start, stop) if part]
     return ids[its], [number >= 0 for number in _numbered(ids[its], offsets[its], found).segment_ids]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltamem.adapters.files import load_adapter
 from deltamem.adapters.locate import locate
-from deltamem.adapters.names import tensor_name
+from deltamem.adapters.names import NORM_LIMIT, tensor_name
 from deltamem.chat import session_files
 from deltamem.config import HEADS
 from deltamem.errors import DeltaMemError
@@ -152,7 +152,7 @@ def _inspect_adapter(path: str) -> Inspection:
         norms = [get(name).norm() for name in names]
         steering = [get(f"delta_{head}_proj").norm() for head in heads]
         gates = [f"{float(value):.4f}" for value in (gate.mean(), gate.min(), gate.max())]
-        limits = [f"{float(get('norm_limit').max()):.2f}"] if config.limit_norms else []
+        limits = [f"{float(get(NORM_LIMIT).max()):.2f}"] if config.limit_norms else []
         norms, steering = ([f"{norm:.2f}" for norm in of_some] for of_some in (norms, steering))
         rows.append([str(i), f"{count:,}", *norms, *gates, *steering, *limits])
         tiles[i] = gate.view(config.states, config.rank)

@@ -26,7 +26,7 @@ class Question:
         extra: what the scorer needs besides.
         max_new_tokens: of this answer, where it differs from the benchmark's.
         asked: the bare question, where the message has an instruction besides.
-        unfinished: the first reference is the beginning of an answer: no end is expected after it.
+        finished: whether the first reference is a whole answer; after the beginning of one no end is expected.
     """
 
     question_id: str
@@ -37,7 +37,7 @@ class Question:
     extra: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
     asked: str = ""
-    unfinished: bool = False
+    finished: bool = True
 
     @property
     def query(self) -> str:

@@ -36,9 +36,9 @@ class ChatRecall:
         self.bad_records: list[BadRecord] = []
 
     def contexts(self) -> Iterator[Context]:
-        for facts in self.settings.facts:
-            for turns in self.settings.turns_after:
-                of = self.settings
+        of = self.settings
+        for facts in of.facts:
+            for turns in of.turns_after:
                 told = conversations(of.conversations, of.seed, "eval", (facts, facts), turns, unseen=of.unseen)
                 for number, conversation in enumerate(told):
                     yield _context(conversation, f"{facts}/{number}", facts, turns)

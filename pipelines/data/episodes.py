@@ -96,14 +96,14 @@ class EpisodeEncoder:
         answer = exercise.references[0]
         prompt = encode_messages(self.tokenizer, exercise.prompt, add_generation_prompt=True, segment=None)
         try:
-            reply, valued = encode_reply_and_part(self.tokenizer, exercise.prompt, answer, exercise.value)
+            reply, valued = encode_reply_and_part(
+                self.tokenizer, exercise.prompt, answer, exercise.value, exercise.finished
+            )
         except DeltaMemError as error:
             raise StageError(
                 f"question {exercise.question_id}: its answer has no end to learn ({error}); give the backbone's "
                 "tokenizer a chat template with an end-of-turn token"
             ) from error
-        if not exercise.finished:
-            reply, valued = reply[:-1], valued[:-1]
         return {
             "question_id": exercise.question_id,
             "question": exercise.prompt[-1]["content"],

@@ -54,7 +54,7 @@ def with_own_replies(
 
 def _answered(question: Question, reply: OwnReply) -> Question:
     category = question.category or ("whole replies" if reply.finished else "beginnings of longer ones")
-    return replace(question, references=[reply.text], category=category, unfinished=not reply.finished)
+    return replace(question, references=[reply.text], category=category, finished=reply.finished)
 
 
 def by_length(asked: Mapping[str, EncodedMessages], batch_size: int) -> Iterator[dict[str, EncodedMessages]]:

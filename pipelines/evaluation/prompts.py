@@ -63,18 +63,17 @@ class PromptEncoder:
         return self._prompt(question.messages)
 
     def answer(self, question: Question) -> list[int]:
-        """The tokens of the first reference in an assistant message, with the one that ends the turn if it is whole.
+        """The tokens of the first reference in an assistant message, with the one that ends the turn if it is finished.
 
         Raises:
             StageError: there are none.
         """
         try:
-            reply = encode_reply(self.tokenizer, question.messages, question.references[0])
+            return encode_reply(self.tokenizer, question.messages, question.references[0], question.finished)
         except DeltaMemError as error:
             raise StageError(
                 f"Question {question.question_id}: how likely its first reference is can't be measured ({error})."
             ) from error
-        return reply[:-1] if question.unfinished else reply
 
     def full(self, context: Context, room: int, drop_first: Side) -> FullPrompts:
         """The prompts of a context's questions, with as much of its history as fits.

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem import DeltaMemConfig, get_delta_mem_model
 from deltamem.adapters.files import load_adapter, save_adapter
+from deltamem.adapters.names import NORM_LIMIT, without_limits
 from deltamem.adapters.tensors import collect_tensors, fill_layers
 from deltamem.chat.format import encode_messages
 from deltamem.config import SegmentRule
@@ -88,7 +89,7 @@ class DeltaRecipe(Recipe):
             return super().measured(objective, batches)
         objective = cast(MemoryObjective, objective)
         norms, texts = objective.sum_of_norms(batches)
-        return {f"{name}.norm_limit": its for name, its in zip(objective.adapter, norms, strict=True)}, texts
+        return {f"{name}.{NORM_LIMIT}": its for name, its in zip(objective.adapter, norms, strict=True)}, texts
 
     def misfits(self, folder: Path) -> list[str]:
         found, wanted = (_shape(config, self._depth) for config in (load_adapter(folder)[0], self._settings))
@@ -97,8 +98,8 @@ class DeltaRecipe(Recipe):
 
     def start_from(self, objective: nn.Module, folder: Path) -> None:
         config, tensors = load_adapter(folder)
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".norm_limit")}
-        fill_layers(cast(MemoryObjective, objective).model[0].memory_layers, tensors, config, str(folder))
+        layers = cast(MemoryObjective, objective).model[0].memory_layers
+        fill_layers(layers, without_limits(tensors), config, str(folder))
 
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         settings = replace(self._settings, **self.origin)

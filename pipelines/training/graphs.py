@@ -112,7 +112,6 @@ class StepGraphs:
         Raises:
             StageError: this backbone's pass can't be captured.
         """
-        sample = [self._losses.objective.begun(batch) for batch in sample]
         shapes = [Shape.of(batch) for batch in sample]
         self._plan = plan(shapes, count)
         examples = {
@@ -120,7 +119,7 @@ class StepGraphs:
         }
         self._plan = [shape for shape in self._plan if shape in examples]  # smaller ones may hold all of another's
         for shape in reversed(self._plan):
-            self._captured[shape] = self._of_shape(shape, examples[shape])
+            self._captured[shape] = self._of_shape(shape, self._losses.objective.begun(examples[shape]))
 
     def __call__(self, batch: EpisodeBatch) -> EpisodeLoss:
         """The losses of a batch on a GPU; they hold until the next call, and ``loss`` can be differentiated once.

@@ -66,7 +66,7 @@ class Lanes:
     def of(self, step: int, number: int) -> list[Lane]:
         """For each group of a micro-batch, in their order."""
         drawn, found = self._draw(step, number), []
-        for lane, group in self._assigned(step, number):
+        for lane, group in self._assigned(step, number).items():
             if not self._written[group[0]]:
                 found.append(Lane(NOWHERE, NOWHERE, group))
                 continue
@@ -82,11 +82,14 @@ class Lanes:
         found = []
         while not self._draw(step, number).begins_anew[lane]:
             step -= 1
-            found += [group for its, group in self._assigned(step, number) if its == lane and self._written[group[0]]]
+            group = self._assigned(step, number).get(lane)
+            if group and self._written[group[0]]:
+                found.append(group)
         return found
 
-    def _assign(self, step: int, number: int) -> list[tuple[int, Group]]:
-        return list(zip(self._draw(step, number).lane_of_place, self._groups(step, number), strict=True))
+    def _assign(self, step: int, number: int) -> dict[int, Group]:
+        """The group that goes into each lane, in the order of the groups."""
+        return dict(zip(self._draw(step, number).lane_of_place, self._groups(step, number), strict=True))
 
     def _drawn(self, step: int, number: int) -> _Drawn:
         of_lanes = torch.Generator().manual_seed(self.seed * 1_000_003 + number + 32_452_843_003)

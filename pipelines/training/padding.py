@@ -63,7 +63,8 @@ class Shape:
         """The sizes of a batch as it is."""
         width = max(texts.context_ids.shape[1] for texts in (batch, *batch.after))
         repeat = None if batch.repeat is None else ReadShape.of(batch.repeat)
-        also = batch.others is not None, batch.kept is not None, batch.initial is not None
+        begun = batch.lanes is not None or batch.initial is not None
+        also = batch.others is not None, batch.kept is not None, begun
         return cls(len(batch.context_ids), width, len(batch.after), *also, ReadShape.of(batch), repeat)
 
     def rounded(self) -> Shape:

@@ -125,10 +125,10 @@ class Schedule:
         self._alike = mixture is not None and mixture.homogeneous
         self._drawn = self._draw(mixture)
         self._order = lru_cache(maxsize=2 * len(self._members))(self._shuffled)
+        self._batches = lru_cache(maxsize=64)(self._cut)
         self._lanes = None
         if carries and train.carry_memory:
-            batches = lru_cache(maxsize=64)(self._batches)
-            self._lanes = Lanes(train, seed, self.per_step, written, lambda step, number: batches(step)[number])
+            self._lanes = Lanes(train, seed, self.per_step, written, lambda step, number: self._batches(step)[number])
 
     def _by_source(self, sources: pa.ChunkedArray, mixture: Mixture | None) -> list[list[int]]:
         """The groups of every source, in the order of the mixture's weights."""
@@ -208,7 +208,7 @@ class Schedule:
         weights = [size * len(batches) / sum(sizes) for size in sizes]
         return list(map(MicroBatch, batches, weights, beside))[rank :: self.workers]
 
-    def _batches(self, step: int) -> list[list[Group]]:
+    def _cut(self, step: int) -> list[list[Group]]:
         """The groups of all micro-batches, whose workers take turns."""
         places = zip(self._drawn[step].tolist(), self._drawn[step + 1].tolist(), strict=True)
         chosen = [group for source, place in enumerate(places) for group in self._chosen(source, *place)]

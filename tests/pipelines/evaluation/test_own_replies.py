@@ -52,16 +52,16 @@ def test_references_are_greedy_replies_as_far_as_they_come_and_other_questions_k
         said = tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True).strip()
         if said:
             category = "whole replies" if ended else "beginnings of longer ones"
-            expected[text] = ([said], category, not ended)
-    assert {unfinished for _, _, unfinished in expected.values()} == {True, False}, "else this tells nothing"
+            expected[text] = ([said], category, ended)
+    assert {finished for _, _, finished in expected.values()} == {True, False}, "else this tells nothing"
     contexts = [context(0, *texts), context(1, texts[0]), context(2, "kept", references=["as it is"])]
     answered = [question for c in own(contexts, ends) for question in c.questions]
-    found = {q.question_id: (q.references, q.category, q.unfinished) for q in answered}
-    of_all = {f"0/{text}": reply for text, reply in expected.items()} | {"2/kept": (["as it is"], "", False)}
+    found = {q.question_id: (q.references, q.category, q.finished) for q in answered}
+    of_all = {f"0/{text}": reply for text, reply in expected.items()} | {"2/kept": (["as it is"], "", True)}
     assert found == of_all | ({f"1/{texts[0]}": expected[texts[0]]} if texts[0] in expected else {})
     for question in answered:
-        whole = own.encoder.answer(replace(question, unfinished=False))
-        assert own.encoder.answer(question) == (whole[:-1] if question.unfinished else whole)
+        whole = own.encoder.answer(replace(question, finished=True))
+        assert own.encoder.answer(question) == (whole if question.finished else whole[:-1])
 
 
 def test_where_nothing_is_said_there_is_nothing_to_compare_with(own):
