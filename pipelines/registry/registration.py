@@ -8,7 +8,7 @@ from pipelines.config import Config
 from pipelines.errors import StageError
 from pipelines.registry.champions import best_of, champion_score, final_metrics
 from pipelines.registry.runs import ensure_version, log_run
-from pipelines.registry.store import experiment_id, open_store
+from pipelines.registry.store import experiment_id, open_store, point_alias
 from pipelines.registry.trained_cell import TrainedCell
 from pipelines.run import parts
 from pipelines.run.files import read_record, run_first, write_record
@@ -38,7 +38,7 @@ def register_cell(config: Config, backbone: str, strategy: str, seed: int) -> di
         record["version"] = ensure_version(client, cell.model_name, record, cell.tags)
         others = [known for known in _registered(config, cell) if known["version"] != record["version"]]
         if best := best_of(config, [*others, record]):
-            client.set_registered_model_alias(best["name"], CHAMPION, best["version"])
+            point_alias(client, best["name"], CHAMPION, best["version"])
     write_record(cell.layout.registration(*cell.key), record)
     return record
 
@@ -61,7 +61,7 @@ def choose_champion(config: Config, backbone: str) -> dict[str, Any]:
     with open_store(config) as client:
         tags = client.get_model_version(best["name"], best["version"]).tags
         version = ensure_version(client, name, best, tags)
-        client.set_registered_model_alias(name, CHAMPION, version)
+        point_alias(client, name, CHAMPION, version)
     champion = {**best, "name": name, "version": version, "metric": config.registry.champion_metric}
     write_record(layout.champion(backbone), champion)
     return champion

@@ -53,6 +53,20 @@ def made_meanwhile() -> Generator[None]:
             raise
 
 
+def point_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Points an alias of a registered model at a version, whoever else gives the model its first one just now.
+
+    MLflow looks whether a model has the alias before it inserts or moves it: of two that found none, the later
+    is refused. What it then finds, it moves.
+    """
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException:
+        if alias not in client.get_registered_model(name).aliases:
+            raise
+        client.set_registered_model_alias(name, alias, version)
+
+
 def experiment_id(client: MlflowClient, config: Config) -> str:
     """The configuration's experiment; a new one in a local database keeps its artefacts beside it."""
     name = config.registry.experiment or config.name

@@ -1,5 +1,6 @@
 """Registration in a real MLflow store in a temporary folder."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -247,6 +248,26 @@ def test_a_locked_store_is_named(finished_run, empty_store, tmp_path):
         event.remove(Engine, "before_cursor_execute", wait_less)
         database.rollback()
         database.close()
+
+
+def test_another_machine_may_name_a_models_first_champion_just_before(finished_run):
+    run = finished_run(strategies=["tsw"])
+    store, named = run.layout.results / "mlflow.db", []
+
+    def another_is_first(connection, cursor, statement, parameters, context, many):
+        if statement.startswith("INSERT INTO registered_model_aliases") and not named:
+            named.append(parameters)
+            with contextlib.closing(sqlite3.connect(store)) as database, database:
+                database.execute(statement, (*parameters[:-1], 7))
+
+    event.listen(Engine, "before_cursor_execute", another_is_first)
+    try:
+        record = register_cell(run.config, *CELL)
+    finally:
+        event.remove(Engine, "before_cursor_execute", another_is_first)
+    uri = run.layout.store
+    champion = MlflowClient(uri, uri).get_model_version_by_alias(record["name"], "champion")
+    assert named and champion.run_id == record["run_id"]
 
 
 def test_an_unreachable_store_is_named(finished_run, monkeypatch):
