@@ -126,12 +126,13 @@ def some_questions(contexts: Sequence[Context], limit: int) -> list[Context]:
 
 
 class How(NamedTuple):
-    """How much is asked at once, and where records go."""
+    """How much is asked and written at once, and where records go."""
 
     questions: int
     batch_size: int
     out: Path
     bootstrap: Bootstrap
+    write_tokens: int | None = None
 
 
 def ask(

@@ -50,13 +50,16 @@ def main(
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="of each set, at most: of different documents first")] = 400,
     batch_size: Batch = 64,
+    write_tokens: Annotated[
+        int | None, typer.Option(min=1, help="of a text, written in one pass at most; the backbone's window")
+    ] = None,
     samples: Samples = 2000,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     out: Annotated[Path, typer.Option(help="folder for the numbers and for every answer")] = Path("results/real_text"),
 ) -> None:
     """Answers under the controlled conditions, with intervals clustered by document."""
     benchmarks = list(map(find_set, sets))
-    how = How(questions, batch_size, out, Bootstrap(samples))
+    how = How(questions, batch_size, out, Bootstrap(samples), write_tokens)
     rows = _rows(backbone, adapter, lora, benchmarks, torch.device(device), how)
     report(rows, f"{Path(adapter).name} on real text", torch.device(device), out / "rows.json")
 
@@ -74,7 +77,7 @@ def _rows(
                 if asked.name != "adapter":
                     continue
                 conditions = ["strength_0", "none", "state"]
-            parts = reader_and_encoder(asked.model, tokenizer, chosen[0].questions[0])
+            parts = reader_and_encoder(asked.model, tokenizer, chosen[0].questions[0], how.write_tokens)
             records, numbers = ask(*parts, benchmark, chosen, conditions, f"{benchmark.name}-{asked.name}", how)
             yield from _told(benchmark, asked.name, numbers)
             if asked.name == "adapter":

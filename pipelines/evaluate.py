@@ -139,7 +139,7 @@ def _answer_benchmark(exam: Exam) -> tuple[RecordLog, Answers]:
         contexts = first_questions(contexts, exam.limit)
     contexts = _with_own_replies(exam, contexts, benchmark.max_new_tokens)
     model, tokenizer, digests = load_model(config, exam.backbone, exam.strategy, exam.seed)
-    reader, encoder = reader_and_encoder(model, tokenizer, contexts[0].questions[0])
+    reader, encoder = reader_and_encoder(model, tokenizer, contexts[0].questions[0], how.write_tokens)
     conditions = _conditions(exam, reader)
     costs = []
     strategy = config.strategies.get(exam.strategy)

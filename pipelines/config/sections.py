@@ -165,6 +165,11 @@ class Evaluate(Section):
     max_new_tokens: Count | None = Field(
         None, description="bounds the limits that the benchmarks set on an answer; null leaves them"
     )
+    write_tokens: Count | None = Field(
+        None,
+        description="tokens of a history that are written into a memory in one pass, at most; null: the backbone's "
+        "window. What learnt from short texts holds long histories better in pieces like them (docs/remember.md)",
+    )
     bootstrap_samples: Count = Field(10000, description="samples behind each 95 % interval")
     seed: int = Field(0, description="of the bootstrap")
     use_gpu: bool = Field(True, description="evaluate on a GPU; without one the stage says so and ends")

@@ -3,7 +3,7 @@
 Between small talk and ordinary requests a person tells one fact after another; the assistant acknowledges each. Every
 fact has a question, phrased otherwise than it was told, and the natural sentence that answers it. Many are easily taken
 for one before them: the dog's name for the cat's. What is said is drawn from ``conversations.yaml``, and of more kinds
-of facts from ``kinds_for_training.yaml`` and ``kinds_unseen.yaml``.
+of facts from the files in ``kinds``.
 
 The splits share nothing that a person says: each has phrasings of its own of every kind, and a quarter of the values
 (names, cities, numbers, …: those with the smallest digests) is kept for evaluation. What they share are the kinds of
@@ -29,7 +29,9 @@ from deltamem.chat.messages import Message
 from pipelines.data.draw import pick, shuffled
 from pipelines.data.look_alikes import MADE_UP, Words, look_alike
 
-TEXTS = [Path(__file__).with_name(f"{name}.yaml") for name in ("conversations", "kinds_for_training", "kinds_unseen")]
+TEXTS = Path(__file__).with_name("conversations.yaml")
+KINDS = Path(__file__).with_name("kinds")
+"""Files of further kinds of facts, which training alone draws from, and of those that it never sees."""
 HELD_OUT = 1 / 4
 """Of the values."""
 ALIKE = 0.4
@@ -238,6 +240,13 @@ def _cut(entry: str) -> list[tuple[str, str | None]]:
 
 @cache
 def _texts() -> dict[str, Any]:
-    # in C: there are some thousand texts
-    texts, more, unseen = (yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) for path in TEXTS)
-    return texts | {key: {**texts[key], **more[key], **unseen[key]} for key in ("kinds", "pools")}
+    texts, *more = map(_read, (TEXTS, *sorted(KINDS.glob("*.yaml"))))
+    for file in more:
+        texts["kinds"] |= file["kinds"]
+        texts["pools"] |= file["pools"]
+        texts["alike"] += file.get("alike", [])
+    return texts
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)  # in C: there are many thousand texts

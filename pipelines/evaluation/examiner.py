@@ -313,10 +313,13 @@ class Examiner:
 
 
 def reader_and_encoder(
-    model: DeltaMemModel | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: Question
+    model: DeltaMemModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question,
+    write_tokens: int | None = None,
 ) -> tuple[Reader, PromptEncoder]:
     """What runs the model and what makes its prompts; any question shows how an answer ends, any answer will do."""
     base = backbone_of(model)
-    encoder = PromptEncoder(tokenizer, segment_of(model), window(base.config))
+    encoder = PromptEncoder(tokenizer, segment_of(model), window(base.config), write_tokens)
     ends = end_ids(base, tokenizer) | {encoder.answer(replace(question, references=["Yes."]))[-1]}
     return reader_of(model, sorted(ends), tokenizer.pad_token_id), encoder

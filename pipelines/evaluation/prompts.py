@@ -48,15 +48,18 @@ class PromptEncoder:
     Attributes:
         segment: what a segment of the sequence-state write is; None where nothing is written by segment.
         window: how many tokens the backbone can attend to.
+        write_tokens: how many tokens of a history are written in one pass, at most; None: the window.
     """
 
     tokenizer: PreTrainedTokenizerBase
     segment: SegmentRule | None
     window: int
+    write_tokens: int | None = None
 
     def history(self, messages: Sequence[Message]) -> list[EncodedMessages]:
-        """What is written for a history: one piece, or several where it is longer than the window."""
-        return pieces(encode_messages(self.tokenizer, messages, segment=self.segment), self.window)
+        """What is written for a history: one piece, or several where it is longer than is written in one pass."""
+        limit = min(self.window, self.write_tokens or self.window)
+        return pieces(encode_messages(self.tokenizer, messages, segment=self.segment), limit)
 
     def question(self, question: Question) -> EncodedMessages:
         """The prompt of a question asked alone."""

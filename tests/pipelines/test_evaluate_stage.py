@@ -78,6 +78,20 @@ def test_a_cell(config):
     assert sorted(path.name for path in folder.iterdir()) == ["qasper.json", "qasper.records.parquet"]
 
 
+def test_histories_written_in_pieces_leave_other_states_and_nothing_else(config):
+    records = Layout(config).records(*CELL, "qasper")
+    columns = ["question_id", "condition", "nll", "prediction"]
+
+    def asked(**changes):
+        evaluate(change(config, **changes), *CELL, "qasper")
+        return pd.read_parquet(records, columns=columns).set_index(["condition", "question_id"]).sort_index()
+
+    whole, in_pieces, in_one = asked(), asked(write_tokens=16), asked(write_tokens=10**6)
+    assert in_one.equals(whole)
+    assert in_pieces.drop(["state", "swapped"]).equals(whole.drop(["state", "swapped"]))
+    assert (in_pieces.loc["state"].nll != whole.loc["state"].nll).all()
+
+
 def test_one_layer_at_a_time_is_swapped_and_drawn(config):
     result = evaluate(config, *CELL, "qasper", by_layer=True)
     layout = Layout(config)

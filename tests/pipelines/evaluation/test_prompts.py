@@ -30,6 +30,14 @@ def test_pieces_are_the_whole_in_order(segments, limit):
     assert len(cut) == 1 or all(piece.input_ids for piece in cut)
 
 
+@pytest.mark.parametrize(("window", "write_tokens", "limit"), [(4096, 12, 12), (10, 12, 10), (4096, None, 4096)])
+def test_a_history_is_written_in_pieces_of_what_one_pass_may_have(window, write_tokens, limit):
+    tokenizer, history = byte_tokenizer(), [user("It rained. " * 9)]
+    written = PromptEncoder(tokenizer, "message", window, write_tokens).history(history)
+    whole = encode_messages(tokenizer, history, segment="message")
+    assert written == pieces(whole, limit) and (len(written) > 1) == (limit < 100)
+
+
 def test_pieces_begin_with_segments():
     segments = [-1, 0, 0, 0, -1, 1, 1, -1, 2, 2, 2, 2, 2, 2]
     cut = pieces(EncodedMessages(list(range(14)), segments), 6)
