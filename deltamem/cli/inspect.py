@@ -54,7 +54,7 @@ def command(
     for name, value in inspection.facts.items():
         facts.add_row(name, value)
     console.print(facts)
-    # narrow, so that ten columns fit 80 characters; a long heading is folded, a number never cut
+    # narrow, so that thirteen columns fit 80 characters; a long heading is folded, a number never cut
     layers = Table(*inspection.columns, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column in layers.columns:
         column.justify, column.overflow = "right", "fold"

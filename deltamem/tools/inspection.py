@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltamem.adapters.files import load_adapter
 from deltamem.adapters.locate import locate
-from deltamem.adapters.names import NORM_LIMIT, tensor_name
+from deltamem.adapters.names import NORM_LIMIT, tensor_name, without_limits
 from deltamem.chat import session_files
 from deltamem.config import HEADS
 from deltamem.errors import DeltaMemError
@@ -134,11 +134,11 @@ def _inspect_adapter(path: str) -> Inspection:
     config, tensors = load_adapter(locate(path))
     layers = sorted({int(name.split(".")[2]) for name in tensors})
     heads = [head for head in HEADS if head in config.steer]
-    columns = ["layer", "weights", "‖W_q‖", "‖W_k‖", "‖W_v‖", "‖W_β‖", "gate σ(b)", "least", "most"]
-    columns += [f"‖W_Δ{head}‖" for head in heads]
+    columns = ["layer", "‖W_q‖", "‖W_k‖", "‖W_v‖", "‖W_β‖", "gate σ(b)", "least", "most"]
+    columns += [f"‖Δ_{head}‖" for head in heads]
     rows, tiles = [], {}
     names = ["memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj"]
-    columns += ["largest state"] * config.limit_norms
+    columns += ["state limit"] * config.limit_norms
     for i in layers:
 
         def get(name: str, layer: int = i) -> Tensor:
@@ -148,24 +148,27 @@ def _inspect_adapter(path: str) -> Inspection:
             return tensors[full].float()
 
         gate = torch.sigmoid(get("beta_bias"))
-        count = sum(t.numel() for name, t in tensors.items() if name.startswith(tensor_name(i, "")))
-        norms = [get(name).norm() for name in names]
-        steering = [get(f"delta_{head}_proj").norm() for head in heads]
+        norms = [_four_digits(get(name).norm()) for name in names]
+        steering = [_four_digits(get(f"delta_{head}_proj").norm()) for head in heads]
         gates = [f"{float(value):.4f}" for value in (gate.mean(), gate.min(), gate.max())]
-        limits = [f"{float(get(NORM_LIMIT).max()):.2f}"] if config.limit_norms else []
-        norms, steering = ([f"{norm:.2f}" for norm in of_some] for of_some in (norms, steering))
-        rows.append([str(i), f"{count:,}", *norms, *gates, *steering, *limits])
+        limits = [_four_digits(get(NORM_LIMIT).max())] if config.limit_norms else []
+        rows.append([str(i), *norms, *gates, *steering, *limits])
         tiles[i] = gate.view(config.states, config.rank)
     facts = {
         "strategy": config.strategy.upper() + (f" per {config.segment}" if config.strategy == "ssw" else ""),
         "memory": f"{len(layers)} layers × {config.num_states} states of {config.rank}×{config.rank}",
         "steers": ", ".join(config.steer) + f", α = {config.alpha:g}",
-        "parameters": f"{sum(t.numel() for t in tensors.values()):,}",
+        "parameters": f"{sum(t.numel() for t in without_limits(tensors).values()):,}",
         "size": f"{sum(t.nbytes for t in tensors.values()):,} bytes ({_dtypes(tensors)})",
         "backbone": str(config.base_model_name_or_path or "unknown"),
     }
     picture = "write gates σ(b) at zero input (rows: states, columns: channels)"
     return Inspection(f"adapter {path}", facts, columns, rows, tiles, picture)
+
+
+def _four_digits(value: Tensor) -> str:
+    """With as many decimals as leave a table of thirteen columns within 80 characters."""
+    return f"{float(value):.{max(0, 4 - len(str(int(value))))}f}"
 
 
 def _dtypes(tensors: dict[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from deltamem.tools.inspection import inspect, save_picture
 from pipelines.registry.model_folder import write_model_folder
 from tests.full_disk import full_disk
 from tests.tiny_models import make_chat_model
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +212,7 @@ def test_inspect_shows_each_layer_and_draws_them(folders, tmp_path, what):
     picture = tmp_path / "picture.png"
     text = deltamem("inspect", path, "--png", picture)
     expected = {
-        "adapter": ["MSW", "3 layers × 4 states of 8×8", "0.1824", "‖W_Δo‖"],
+        "adapter": ["MSW", "3 layers × 4 states of 8×8", "0.1824", "‖Δ_o‖"],
         "session": ["2, of which 0", "3,072 bytes", "directions in use"],
         "memory": ["3,072 bytes", "largest entry"],
     }[what]
@@ -247,6 +250,9 @@ def test_a_terminal_of_80_columns_shows_every_digit(folders):
     text = deltamem("inspect", folders / "adapter", columns=80)
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert text.count("0.1824") == 9
+    text = deltamem("inspect", EXAMPLES / "smollm2-135m-instruct-text", columns=80)  # as many columns as there can be
+    assert max(map(len, text.splitlines())) <= 80 and "7,374,720" in text
+    assert len(re.findall(r"^ +\d+( +[\d.]+){12} *$", text, re.MULTILINE)) == 30
 
 
 def test_convert_there_and_back_is_the_same_adapter(folders, tmp_path):
