@@ -52,7 +52,7 @@ class DeltaMemConfig:
     limit_norms: bool = _described(
         False,
         "Whether the adapter's files say how large each state may grow, which keeps a memory usable after many more "
-        "tokens than training wrote. Trained, it is what states had on average in training.",
+        "tokens than training wrote. Trained, it is one and a half times what states had on average in training.",
     )
     base_model_name_or_path: str | None = _described(None, "The backbone that the adapter was made for.")
     revision: str | None = _described(None, "The backbone's revision.")

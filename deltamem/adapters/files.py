@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deltamem.adapters import public_release
 from deltamem.adapters.card import model_card
+from deltamem.adapters.names import parameter_count
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import AdapterFormatError, ConfigError, DeltaMemError
 from deltamem.tensor_files import save_tensors
@@ -35,7 +36,7 @@ def save_adapter(folder: Path, config: DeltaMemConfig, tensors: dict[str, Tensor
     (folder / CONFIG_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
     card = folder / "README.md"
     if not card.exists():
-        card.write_text(model_card(config, sum(t.numel() for t in tensors.values())), encoding="utf-8")
+        card.write_text(model_card(config, parameter_count(tensors)), encoding="utf-8")
 
 
 def load_adapter(folder: Path) -> tuple[DeltaMemConfig, dict[str, Tensor]]:

@@ -20,3 +20,8 @@ def tensor_name(layer: int | str, name: str) -> str:
 def without_limits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An adapter's tensors but for the norms that its states may reach."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(f".{NORM_LIMIT}")}
+
+
+def parameter_count(tensors: Mapping[str, Tensor]) -> int:
+    """How many numbers of an adapter's tensors are learnt."""
+    return sum(tensor.numel() for tensor in without_limits(tensors).values())

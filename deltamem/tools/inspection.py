@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltamem.adapters.files import load_adapter
 from deltamem.adapters.locate import locate
-from deltamem.adapters.names import NORM_LIMIT, tensor_name, without_limits
+from deltamem.adapters.names import NORM_LIMIT, parameter_count, tensor_name
 from deltamem.chat import session_files
 from deltamem.config import HEADS
 from deltamem.errors import DeltaMemError
@@ -158,7 +158,7 @@ def _inspect_adapter(path: str) -> Inspection:
         "strategy": config.strategy.upper() + (f" per {config.segment}" if config.strategy == "ssw" else ""),
         "memory": f"{len(layers)} layers × {config.num_states} states of {config.rank}×{config.rank}",
         "steers": ", ".join(config.steer) + f", α = {config.alpha:g}",
-        "parameters": f"{sum(t.numel() for t in without_limits(tensors).values()):,}",
+        "parameters": f"{parameter_count(tensors):,}",
         "size": f"{sum(t.nbytes for t in tensors.values()):,} bytes ({_dtypes(tensors)})",
         "backbone": str(config.base_model_name_or_path or "unknown"),
     }

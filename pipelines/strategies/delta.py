@@ -31,6 +31,12 @@ from pipelines.training.objective import EpisodeLoss, MemoryObjective
 from pipelines.training.recipe import Recipe
 from pipelines.training.repetition import Repetition
 
+LIMIT_TO_MEAN = 1.5
+"""How large a state may grow, in units of its mean norm after training's texts.
+
+The mean itself cures long chats no better, and costs facts that are unlike training's (docs/remember.md, after run 14).
+"""
+
 
 class DeltaRecipe(Recipe):
     """A δ-mem adapter: the context is written, the question answered from the memory alone."""
@@ -89,7 +95,8 @@ class DeltaRecipe(Recipe):
             return super().measured(objective, batches)
         objective = cast(MemoryObjective, objective)
         norms, texts = objective.sum_of_norms(batches)
-        return {f"{name}.{NORM_LIMIT}": its for name, its in zip(objective.adapter, norms, strict=True)}, texts
+        limits = LIMIT_TO_MEAN * norms
+        return {f"{name}.{NORM_LIMIT}": its for name, its in zip(objective.adapter, limits, strict=True)}, texts
 
     def misfits(self, folder: Path) -> list[str]:
         found, wanted = (_shape(config, self._depth) for config in (load_adapter(folder)[0], self._settings))

@@ -27,6 +27,7 @@ from pipelines.errors import StageError
 from pipelines.preprocess import preprocess
 from pipelines.run import parts
 from pipelines.run.layout import Layout
+from pipelines.strategies.delta import LIMIT_TO_MEAN
 from pipelines.strategies.kinds import recipe_of
 from pipelines.strategies.lora import PromptObjective, collate_prompts
 from pipelines.strategies.models import load_model
@@ -191,7 +192,7 @@ def test_workers_killed_at_any_moment_change_nothing(mixture, undisturbed):
         layer.norm_limit = None  # as it was trained
     micro_batches = [micro for step in range(STEPS) for micro in recipe.schedule(episodes, 1).micro_batches(step, 0)]
     norms, texts = objective.sum_of_norms(recipe.collate(episodes, m.groups, m.beside) for m in micro_batches)
-    torch.testing.assert_close(limits, norms / texts, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(limits, LIMIT_TO_MEAN * norms / texts, rtol=1e-4, atol=1e-6)
     record = json.loads((folder / "training.json").read_text())
     assert record["step"] == STEPS and record["peak_memory_bytes"] > 0 and record["provenance"]["libraries"]
     assert record["workers"] == [{"count": 2, "from_step": 1}] and record["like_one_run"] == "to the bit"
