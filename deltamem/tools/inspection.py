@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltamem.adapters.files import load_adapter
 from deltamem.adapters.locate import locate
-from deltamem.adapters.names import NORM_LIMIT, parameter_count, tensor_name
+from deltamem.adapters.names import INPUTS, NORM_LIMIT, parameter_count, tensor_name
 from deltamem.chat import session_files
 from deltamem.config import HEADS
 from deltamem.errors import DeltaMemError
@@ -135,10 +135,8 @@ def _inspect_adapter(path: str) -> Inspection:
     layers = sorted({int(name.split(".")[2]) for name in tensors})
     heads = [head for head in HEADS if head in config.steer]
     columns = ["layer", "‖W_q‖", "‖W_k‖", "‖W_v‖", "‖W_β‖", "gate σ(b)", "least", "most"]
-    columns += [f"‖Δ_{head}‖" for head in heads]
+    columns += [f"‖Δ_{head}‖" for head in heads] + ["state limit"] * config.limit_norms
     rows, tiles = [], {}
-    names = ["memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj"]
-    columns += ["state limit"] * config.limit_norms
     for i in layers:
 
         def get(name: str, layer: int = i) -> Tensor:
@@ -148,7 +146,7 @@ def _inspect_adapter(path: str) -> Inspection:
             return tensors[full].float()
 
         gate = torch.sigmoid(get("beta_bias"))
-        norms = [_four_digits(get(name).norm()) for name in names]
+        norms = [_four_digits(get(name).norm()) for name in INPUTS]
         steering = [_four_digits(get(f"delta_{head}_proj").norm()) for head in heads]
         gates = [f"{float(value):.4f}" for value in (gate.mean(), gate.min(), gate.max())]
         limits = [_four_digits(get(NORM_LIMIT).max())] if config.limit_norms else []
