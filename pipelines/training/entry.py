@@ -18,8 +18,9 @@ def work(settings: dict[str, Any]) -> None:
     """Trains as its "task" says, from the checkpoint "saved" where there is one."""
     environment.for_deepspeed()
     with environment.loading():
+        from pipelines.training.gpu_memory import room_on_gpu
         from pipelines.training.worker import train_worker
 
     task: WorkerTask = settings["task"]
-    with room_to_write(Path(task.curve).parent):
+    with room_to_write(Path(task.curve).parent), room_on_gpu():
         train_worker(task, settings["saved"])

@@ -23,12 +23,13 @@ def require_finite(values: Mapping[str, float], where: str, updates: int, steps:
     for name, value in values.items():
         if not math.isfinite(value):
             raise StageError(
-                f"the {name} became {value} {where} of {steps}. {_cause(updates, steps, train)} Nothing of this step "
-                "was saved."
+                f"the {name} became {value} {where} of {steps}. {likely_cause(updates, steps, train)} Nothing of this "
+                "step was saved."
             )
 
 
-def _cause(updates: int, steps: int, train: Train) -> str:
+def likely_cause(updates: int, steps: int, train: Train) -> str:
+    """What the numbers of a training that fails have most likely suffered from, and what to do, in sentences."""
     rates = [learning_rate(train, step, steps) for step in range(updates)]
     if not any(rates):
         return (

@@ -56,6 +56,8 @@ class GraphCapture:
             # "thread_local": other threads of the process (NCCL's, the loader's) may go on meanwhile
             with _masks_as_ever(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 result = function()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise StageError(
                 f"train.cuda_graphs: this backbone's pass can't be captured ({error}); set train.cuda_graphs: false"

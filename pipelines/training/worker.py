@@ -23,6 +23,7 @@ from pipelines.training import deepspeed_engine as engines
 from pipelines.training.ahead import one_ahead
 from pipelines.training.batches import EpisodeBatch
 from pipelines.training.curve import LOSS, SOURCE_NLL, STEP, Curve
+from pipelines.training.divergence import Divergence
 from pipelines.training.finite import require_finite
 from pipelines.training.learning_rate import learning_rate
 from pipelines.training.losses import nll_by_source
@@ -57,7 +58,8 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
     validation = Validation(recipe, rank, workers) if train.validate_every else None
     engine = engines.make_engine(objective, train, device)
     look_every = train.measure_memory_every if recipe.has_memory else 0
-    start, crews = _resume(engine, saved, workers)
+    start, crews, began_with = _resume(engine, saved, workers)
+    divergence = Divergence(train, schedule.steps, began_with)
     more = validation.columns if validation else ()
     curve = Curve(Path(task.curve), start, recipe.sources, more) if rank == 0 else None
     profiler = start_profiler(train.profile_steps, Path(task.trace)) if train.profile_steps and rank == 0 else None
@@ -93,10 +95,12 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
             curve.add(row)
         numbers = {LOSS: row[LOSS], "gradient norm": row["gradient_norm"]}
         require_finite(numbers, f"in step {step + 1}", step, schedule.steps, train)
+        divergence.add(numbers, step + 1)
         if last or (step + 1) % train.checkpoint_every == 0:
             after = _loss(engine, recipe, recipe.collate(episodes, micro_batches[-1].groups).to(device), workers)
             require_finite({LOSS: after}, f"after step {step + 1}", step + 1, schedule.steps, train)
             facts = {"metrics": row, "peak_memory_bytes": peak_bytes(device), "workers": crews}
+            facts |= {"began_with": divergence.began} if divergence.began else {}
             found = _measured(recipe, objective, schedule.steps, share) if last else {}
             _report(engine, found, step + 1, row, facts, rank)
         if profiler:
@@ -106,16 +110,16 @@ def train_worker(task: WorkerTask, saved: Path | None) -> None:
         profiler.stop()
 
 
-def _resume(engine, saved: Path | None, workers: int) -> tuple[int, list[dict[str, int]]]:
-    """The steps that are done, and by how many workers from which step on."""
-    start, crews = 0, []
+def _resume(engine, saved: Path | None, workers: int) -> tuple[int, list[dict[str, int]], dict[str, float] | None]:
+    """The steps that are done, by how many workers from which step on, and what the first of them were like."""
+    start, crews, began_with = 0, [], None
     if saved is not None:
         tensors, record = checkpoint.load(saved)
-        start, crews = record["step"], record["workers"]
+        start, crews, began_with = record["step"], record["workers"], record.get("began_with")
         engines.set_state(engine, tensors, start)
     if not crews or crews[-1]["count"] != workers:
         crews = [*crews, {"count": workers, "from_step": start + 1}]
-    return start, crews
+    return start, crews, began_with
 
 
 def _memory_effect(

@@ -7,10 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from deltamem import DeltaMemConfig, DeltaMemModel, DeltaMemory, get_delta_mem_model
 from deltamem.adapters.average import average_adapters
 from deltamem.adapters.files import load_adapter, save_adapter
+from deltamem.adapters.names import without_limits
+from deltamem.cli import app
 from deltamem.errors import AdapterFormatError, ConfigError
 from deltamem.layer import DeltaMemLayer
 from deltamem.segments import rank_segments
@@ -175,5 +178,10 @@ def test_files_have_the_limits_and_say_which_is_missing(model, tiny_model, tmp_p
     _, mean = average_adapters([tmp_path / "whole", tmp_path / "doubled"])
     name = "model.layers.0.self_attn.norm_limit"
     torch.testing.assert_close(mean[name], 1.5 * tensors[name])
+    command = ["average", tmp_path / "mean", tmp_path / "whole", tmp_path / "doubled", "--bfloat16"]
+    assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
+    _, rounded = load_adapter(tmp_path / "mean")
+    assert torch.equal(rounded[name], mean[name])
+    assert {tensor.dtype for tensor in without_limits(rounded).values()} == {torch.bfloat16}
     with pytest.raises(ConfigError, match="limit_norms must be true or false"):
         DeltaMemConfig(limit_norms=3)

@@ -121,7 +121,7 @@ def test_a_chat_goes_on_from_the_texts_with_what_is_told_asked_and_replied(prepa
     rows = open_episodes(Layout(config).data("tiny-random", "train")).select(["source", "answer_type"]).to_pylist()
     found = {name: {row["answer_type"] for row in rows if row["source"] == name} for name in config.data.sources}
     assert found["conversations"] == {"told", "unknown", "reply"} and all(found.values())
-    assert found["ordinary"] == {"reply", "first_reply"}
+    assert found["ordinary"] == found["requests"] == {"reply", "first_reply"}
     recipe = recipe_of(config, config.cell("tiny-random", "chat", 42))
     places = [next(n for n, row in enumerate(rows) if row["source"] == name) for name in ("conversations", "ordinary")]
     batch = recipe.collate(recipe.episodes()[0], [[place] for place in places])
