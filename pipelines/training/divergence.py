@@ -35,7 +35,7 @@ class Divergence:
 
     def __init__(self, train: Train, steps: int, began: Mapping[str, float] | None = None):
         self._train, self._steps = train, steps
-        self._last = {name: deque[float](maxlen=WINDOW) for name in LIMITS}
+        self._last = deque[Mapping[str, float]](maxlen=WINDOW)
         self.began = dict(began) if began else None
         """Medians of the first steps, once there are enough of them."""
 
@@ -45,11 +45,10 @@ class Divergence:
         Raises:
             StageError: the training has diverged.
         """
-        for name, last in self._last.items():
-            last.append(numbers[name])
-        if any(len(last) < WINDOW for last in self._last.values()):
+        self._last.append(numbers)
+        if len(self._last) < WINDOW:
             return
-        now = {name: median(last) for name, last in self._last.items()}
+        now = {name: median(past[name] for past in self._last) for name in LIMITS}
         self.began = self.began or now
         if all(now[name] > limit * self.began[name] for name, limit in LIMITS.items()):
             changes = ", ".join(f"the {name} from {self.began[name]:.3g} to {now[name]:.3g}" for name in LIMITS)

@@ -29,7 +29,7 @@ def noisy(level: float, steps: int, seed: int, spread: float = 0.4) -> np.ndarra
 
 def recorded(training: str) -> tuple[list[float], list[float]]:
     """Run 15 of docs/remember.md: steps 1 to 100 and 1,151 to 1,600 of one seed, 1 to 600 of the other."""
-    rows = [row for row in csv.DictReader(CURVES.open()) if row["training"] == training]
+    rows = [row for row in csv.DictReader(CURVES.read_text().splitlines()) if row["training"] == training]
     return [float(row["loss"]) for row in rows], [float(row["gradient norm"]) for row in rows]
 
 
